@@ -54,11 +54,11 @@ class Family(Protocol):
     def shared_inputs(self, architecture: Architecture) -> Iterator[tuple[str, list[str]]]:
         """Yield each norm or layer whose output channels can be scaled, with the layers that read them."""
 
-    def decoder_norms(self, architecture: Architecture) -> list[str]:
-        """Return the norms of the decoder in the order of computation: those of each block, then the final one."""
+    def norms(self, architecture: Architecture, stack: t5.Stack) -> list[str]:
+        """Return the norms of a stack in the order of computation: those of each block, then the final one."""
 
-    def decoder_biases(self, architecture: Architecture) -> list[str]:
-        """Return the tables of position bias of the decoder, one of each block, or one for all."""
+    def biases(self, architecture: Architecture, stack: t5.Stack) -> list[str]:
+        """Return the tables of position bias of a stack, one of each block, or one for all."""
 
     def graph_parts(
         self, architecture: Architecture, weights: Weights, formats: Callable[[str], WeightFormat]

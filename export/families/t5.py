@@ -152,20 +152,23 @@ def shared_inputs(architecture: Architecture) -> Iterator[tuple[str, list[str]]]
     yield final_norm("decoder"), [HEAD]
 
 
-def decoder_norms(architecture: Architecture) -> list[str]:
-    """Return the norms of the decoder in the order of computation: three of each block, then the final one."""
+def norms(architecture: Architecture, stack: Stack) -> list[str]:
+    """Return the norms of a stack in the order of computation: those of each block, then the final one."""
     blocks = [
-        (self_attention("decoder", block), cross_attention(block), feed_forward("decoder", block))
-        for block in range(architecture.decoder_layers)
+        (
+            self_attention(stack, block),
+            *([cross_attention(block)] if stack == "decoder" else []),
+            feed_forward(stack, block),
+        )
+        for block in range(architecture.layers if stack == "encoder" else architecture.decoder_layers)
     ]
-    return [*(norm_before(part) for parts in blocks for part in parts), final_norm("decoder")]
+    return [*(norm_before(part) for parts in blocks for part in parts), final_norm(stack)]
 
 
-def decoder_biases(architecture: Architecture) -> list[str]:
-    """Return the tables of position bias of the decoder: of every block, or of the first, which all use."""
-    return [
-        position_bias("decoder", i) for i in range(architecture.decoder_layers if architecture.bias_per_layer else 1)
-    ]
+def biases(architecture: Architecture, stack: Stack) -> list[str]:
+    """Return the tables of position bias of a stack: of every block, or of the first, which all use."""
+    layers = architecture.layers if stack == "encoder" else architecture.decoder_layers
+    return [position_bias(stack, i) for i in range(layers if architecture.bias_per_layer else 1)]
 
 
 def read_architecture(config: Mapping[str, Any], folder: Path) -> Architecture:

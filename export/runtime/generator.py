@@ -23,7 +23,8 @@ from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
 from lora_ft.export.runtime.generated import Generated
-from lora_ft.export.runtime.inputs import Prompted, check_sizes, listed, unmasked_rows
+from lora_ft.export.runtime.encoder_choice import choose_encoder
+from lora_ft.export.runtime.inputs import Prompted, check_sizes, flat_seed, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
@@ -51,6 +52,7 @@ class Generator:
         special: Start, end and padding tokens.
         model: Graphs of the bundle.
         step_engine: What takes the decoder's steps: the kernel, or the graphs and why.
+        encoder_engine: What encodes sources: the kernel, or the graph and why.
         device_loop: Greedy search on the device, if it was asked for.
     """
 
@@ -85,7 +87,7 @@ class Generator:
         with_labels = provider == "cpu" and (folder / LABELS).is_file()
         label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
         self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
-        self.step_engine = "graphs"
+        self.step_engine, self.encoder_engine = "graphs", "graph"
         self.device_loop: DeviceLoop | None = None
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
             controller_of(self.model).phrases = Phrases.read(folder / PHRASES, self._vocabulary)
@@ -122,6 +124,7 @@ class Generator:
             model = generator.model
             if kernel:
                 generator.step_engine = choose_kernel(model, folder, manifest, generator.special, generator.bank)
+                generator.encoder_engine = choose_encoder(model, folder, manifest, generator.special)
             if device_steps:
                 generator.device_loop = DeviceLoop(folder, model, device_steps)
                 generator.step_engine = str(generator.device_loop)
@@ -130,7 +133,8 @@ class Generator:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the folder and the arguments of `load`, since every process needs its own sessions."""
         steps = self.device_loop.steps if self.device_loop else 0
-        return _reload, (self.folder, self._threads, self._provider, self.model.kernel is not None, steps)
+        kernel = bool(self.model.kernel or self.model.encoder)
+        return _reload, (self.folder, self._threads, self._provider, kernel, steps)
 
     def reload(self) -> None:
         """Read the adapters of a bank again. Answers that are under way keep the adapter that they began with.
@@ -239,7 +243,7 @@ class Generator:
         settings = self.settings if adapter is None or bank is None else bank.settings(adapter, self.tokenizer)
         merged = self._options({"allowed": settings.allowed} | dict(options), settings.defaults, settings.tokenizer)
         if merged.seed is not None:
-            merged = replace(merged, seed=(*_flat(merged.seed), 0))  # the seed of the first batch
+            merged = replace(merged, seed=(*flat_seed(merged.seed), 0))  # the seed of the first batch
         (ids,), (cut,) = settings.tokenizer.encode_sources([text], settings.source_length)
         return Prompted(np.array(ids), merged, settings, adapters, cut)
 
@@ -357,7 +361,7 @@ class Generator:
                 batch_rows = [places[i] for i in batch]
                 seeded = shared
                 if fresh_seed and shared.seed is not None:
-                    seeded = replace(shared, seed=(*_flat(shared.seed), number))
+                    seeded = replace(shared, seed=(*flat_seed(shared.seed), number))
                 copies, generated = shared.num_return_sequences, self._answer_batch(rows, names, batch_rows, seeded)
                 for i, start in zip(batch_rows, range(0, len(generated), copies), strict=True):
                     answers[i] = [answer.cut(options[i].max_new_tokens) for answer in generated[start : start + copies]]
@@ -394,7 +398,3 @@ def _reload(folder: Path, threads: int, provider: str, kernel: bool, steps: int)
 def _cuts(options: Options) -> bool:
     """Return whether a lower limit on new tokens only truncates the answer."""
     return options.plain and not options.min_new_tokens
-
-
-def _flat(seed: int | tuple[int, ...]) -> tuple[int, ...]:
-    return seed if isinstance(seed, tuple) else (seed,)

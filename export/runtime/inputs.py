@@ -85,3 +85,8 @@ def unmasked_rows(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> list[np
             )
         rows.append(shown)
     return rows
+
+
+def flat_seed(seed: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return a seed as a tuple, so that numbers can be appended."""
+    return seed if isinstance(seed, tuple) else (seed,)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
+from lora_ft.export.families.t5 import Stack
 from lora_ft.export.precision import FORMATS, parse
 from lora_ft.export.runtime.cache import Cache, Source, Step
 from lora_ft.export.runtime.forks import begin_again_in_children
@@ -34,7 +35,7 @@ VARIABLE = "LORA_FT_KERNELS"  # 0 switches the kernel off
 # Formats of a decoder's layers that the kernel computes, each with products of bytes.
 _FORMATS = {name for name, entry in FORMATS.items() if entry.bits <= 8}
 # The kernel was measured to win with these. It runs without them, but ONNX Runtime's products take less time there.
-_INSTRUCTIONS = "avx512"
+INSTRUCTIONS = "avx512"
 _BY_CHANNEL, _BY_GROUP = "MatMulIntegerToFloat", "MatMulNBits"
 _BY_ROW = "float.1"  # input scale of products whose inputs have a scale per row
 _GROUPED = re.compile(r"\.w([48])g(\d+)$")
@@ -61,63 +62,33 @@ class StepKernel:
     """
 
     def __init__(self, folder: Path, precision: str, threads: int, inputs: Sequence[str] = ()) -> None:
-        formats = parse(precision)
-        if os.environ.get(VARIABLE) == "0":
-            raise ValueError(f"{VARIABLE} is 0")
-        if not {formats.decoder, formats.head} <= _FORMATS or formats.embedding != "int8":
-            raise ValueError(f"the precision {precision} has no kernel")
-        try:
-            self._package = importlib.import_module(PACKAGE)
-        except (ImportError, OSError) as error:
-            raise ValueError(f"lora-ft-kernels is not installed ({error})") from error
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        a = Architecture.read(config, folder)
-        sizes = self._package.Sizes(
-            *(a.decoder_layers, a.heads, a.d_kv, a.d_model, a.d_ff, a.vocabulary, a.max_distance),
-            gated=a.gated,
-            activation=a.activation,
-            epsilon=a.epsilon,
-        )
-        if not sizes.supported:
-            raise ValueError(f"the sizes have no kernel ({sizes})")
+        self._package = package_for(precision, "decoder", "head")
+        a = Architecture.read(json.loads((folder / "config.json").read_text(encoding="utf-8")), folder)
+        sizes = sizes_of(self._package, a, "decoder")
         graph = GraphWeights(folder / "step.onnx")
         weights = self._weights(graph, a)
         self._slots = _slots(graph, GraphWeights(folder / f"{ADAPTED}step.onnx"), inputs) if inputs else {}
-        self._kernel = self._package.Kernel(sizes, weights, threads, _INSTRUCTIONS)
+        self._kernel = self._package.Kernel(sizes, weights, threads, INSTRUCTIONS)
         self.instructions: str = self._kernel.instructions
         self.vocabulary = a.vocabulary
         begin_again_in_children(self)
 
     def _weights(self, graph: GraphWeights, a: Architecture) -> Any:
         """Return the weights of the graph as the package takes them."""
-        family = a.family
-        tables = [graph.array(name, np.float32).reshape(-1, a.heads) for name in family.decoder_biases(a)]
-        rows = f"{family.EMBEDDING}.rows.int8"
-        products = _products(graph)
+        tables = [graph.array(name, np.float32).reshape(-1, a.heads) for name in a.family.biases(a, "decoder")]
         wide = [a.d_model, a.width, a.d_model, a.width, a.d_model, a.d_ff] * a.decoder_layers
         return self._package.Weights(
             matrices=[
-                self._matrix(graph, inputs, size) for inputs, size in zip(products, [*wide, a.d_model], strict=True)
+                matrix(self._package, graph, [inputs], size)
+                for inputs, size in zip(products(graph), [*wide, a.d_model], strict=True)
             ],
-            norms=[graph.array(name, np.float32) for name in family.decoder_norms(a)],
+            norms=[graph.array(name, np.float32) for name in a.family.norms(a, "decoder")],
             bias=[
                 table[a.max_distance :: -1].T for table in tables
             ],  # rows are offsets: 0 in the middle, earlier above
-            embedding=graph.array(rows, np.int8).reshape(a.vocabulary, a.d_model),
-            embedding_scale=graph.array(f"{rows}.scale", np.float32),
             ends=a.special.ends,
+            **embedding(graph, a),
         )
-
-    def _matrix(self, graph: GraphWeights, inputs: Sequence[str], size: int) -> Any:
-        """Return the weights of a product, given the names of the node's inputs and the size of a row."""
-        scales = graph.array(f"{inputs[1]}.scale", np.float32)
-        if grouped := _GROUPED.search(inputs[1]):
-            bits, group = int(grouped[1]), int(grouped[2])
-            values = graph.array(inputs[1], np.uint8)
-            return self._package.Matrix(values, scales.reshape(-1, size // group), bits, group)
-        values = graph.array(inputs[1], np.int8).reshape(size, -1)
-        step = 0.0 if inputs[2] == _BY_ROW else float(graph.array(inputs[2], np.float32)[0])
-        return self._package.Matrix(values, scales, step=step)
 
     def step(self, threads: int, source: Source, cache: Cache, tokens: np.ndarray, output: str) -> Step:
         """Return a step for tokens of this shape [b, q], like those that are bound to the graphs.
@@ -157,11 +128,6 @@ class StepKernel:
         self._kernel.begin_again()
 
 
-def _products(graph: GraphWeights) -> list[list[str]]:
-    """Return the inputs of each product with weights, in order."""
-    return [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
-
-
 def _slots(graph: GraphWeights, adapted: GraphWeights, inputs: Sequence[str]) -> dict[str, tuple[int, float]]:
     """Return (number of the product, scale of its input or 0 for one per row) of each adapter slot, by its prefix.
 
@@ -173,7 +139,7 @@ def _slots(graph: GraphWeights, adapted: GraphWeights, inputs: Sequence[str]) ->
     Raises:
         ValueError: Adapters are not bytes, or change other layers than the kernel's.
     """
-    numbers = {_ADAPTER + _FORMAT.sub("", names[1]): i for i, names in enumerate(_products(graph)[:-1])}
+    numbers = {_ADAPTER + _FORMAT.sub("", names[1]): i for i, names in enumerate(products(graph)[:-1])}
     slots = {}
     for node in adapted.nodes:
         name = node.inputs[3].removesuffix(".A") if node.operator == _BY_ADAPTER else ""
@@ -183,3 +149,76 @@ def _slots(graph: GraphWeights, adapted: GraphWeights, inputs: Sequence[str]) ->
     if set(inputs) != {f"{name}.{key}" for name in slots for key in ("A", "B", "A.scale", "B.scale")}:
         raise ValueError("adapters of these layers have no kernel")
     return slots
+
+
+def package_for(precision: str, *kinds: str) -> Any:
+    """Return the package, for layers of these kinds.
+
+    Raises:
+        ValueError: The precision has no kernel, the package is not installed, or `LORA_FT_KERNELS` is 0.
+    """
+    formats = parse(precision)
+    if os.environ.get(VARIABLE) == "0":
+        raise ValueError(f"{VARIABLE} is 0")
+    if not {getattr(formats, kind) for kind in kinds} <= _FORMATS or formats.embedding != "int8":
+        raise ValueError(f"the precision {precision} has no kernel")
+    try:
+        return importlib.import_module(PACKAGE)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"lora-ft-kernels is not installed ({error})") from error
+
+
+def sizes_of(package: Any, a: Architecture, stack: Stack) -> Any:
+    """Return the sizes of the encoder or the decoder as the package takes them.
+
+    Raises:
+        ValueError: The package does not support them.
+    """
+    layers = a.layers if stack == "encoder" else a.decoder_layers
+    sizes = package.Sizes(
+        *(layers, a.heads, a.d_kv, a.d_model, a.d_ff, a.vocabulary, a.max_distance),
+        gated=a.gated,
+        activation=a.activation,
+        epsilon=a.epsilon,
+        encoder=stack == "encoder",
+    )
+    if not sizes.supported:
+        raise ValueError(f"the sizes have no kernel ({sizes})")
+    return sizes
+
+
+def products(graph: GraphWeights) -> list[list[str]]:
+    """Return the names of the inputs of each product with rounded weights, in order."""
+    return [node.inputs for node in graph.nodes if node.operator in (_BY_CHANNEL, _BY_GROUP)]
+
+
+def embedding(graph: GraphWeights, a: Architecture) -> dict[str, np.ndarray]:
+    """Return the token embedding as the package takes it."""
+    rows = f"{a.family.EMBEDDING}.rows.int8"
+    values = graph.array(rows, np.int8).reshape(a.vocabulary, a.d_model)
+    return {"embedding": values, "embedding_scale": graph.array(f"{rows}.scale", np.float32)}
+
+
+def matrix(package: Any, graph: GraphWeights, names: Sequence[Sequence[str]], size: int) -> Any:
+    """Return the weights of products with one input, side by side.
+
+    Args:
+        package: The package.
+        graph: The graph.
+        names: Names of the inputs of each product's node.
+        size: Size of a row of the products' input.
+
+    Raises:
+        ValueError: The products' inputs are rounded in different ways.
+    """
+    kinds = {(grouped[0] if (grouped := _GROUPED.search(each[1])) else each[2]) for each in names}
+    if len(kinds) > 1:
+        raise ValueError(f"products of one input round it in different ways ({', '.join(sorted(kinds))})")
+    scales = [graph.array(f"{each[1]}.scale", np.float32) for each in names]
+    if grouped := _GROUPED.search(names[0][1]):
+        bits, group = int(grouped[1]), int(grouped[2])
+        values = np.concatenate([graph.array(each[1], np.uint8) for each in names])
+        return package.Matrix(values, np.concatenate(scales).reshape(-1, size // group), bits, group)
+    values = np.concatenate([graph.array(each[1], np.int8).reshape(size, -1) for each in names], axis=1)
+    step = 0.0 if names[0][2] == _BY_ROW else float(graph.array(names[0][2], np.float32)[0])
+    return package.Matrix(values, np.concatenate(scales), step=step)

@@ -17,7 +17,7 @@ from lora_ft.export.runtime.manifest import ADAPTED, PROBE
 from lora_ft.export.runtime.model import Model
 
 # Largest share of a row's range of logits by which the kernel may prefer another token than the graphs.
-_NEAR = 0.02
+NEAR = 0.02
 _CHECKED = 16  # tokens of each answer of the probe
 
 
@@ -44,19 +44,34 @@ def choose_kernel(
         return f"graphs: {error}"
     shape = len(model.cache_names) // 2, *model.head_shape, kernel.vocabulary
     graphs = Model(folder, shape, model.threads, inputs=inputs)  # its own, so that its graphs of steps are closed
-    probes: list[tuple[str | None, Any]] = [(None, json.loads((folder / PROBE).read_text(encoding="utf-8")))]
+    probes: list[tuple[str | None, Any]] = [(None, read_probe(folder))]
     if bank:
         probes += [(name, bank.probe(name)) for name in bank.names[:1]]
     model.kernel = kernel
     for name, probe in probes:
-        (ids, mask), tokens = ragged(probe["sources"], special.pad), pad(probe["tokens"], special.pad)[:, :_CHECKED]
+        ids, mask, before = forced_answers(probe, special)
         source = graphs.encode(ids, mask, bank.select([name] * len(ids)) if bank else None)
-        before = np.concatenate([np.full((len(ids), 1), special.start), tokens[:, :-1]], axis=1)
         ours, theirs = (each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, graphs))
-        if (difference := disagreement(ours, theirs)) > _NEAR:
+        if (difference := disagreement(ours, theirs)) > NEAR:
             model.kernel = None
             return f"graphs: the kernel's answers to the probe differ, by {difference:.3f} of the range of the logits"
     return f"kernel ({kernel.instructions})"
+
+
+def read_probe(folder: Path) -> Any:
+    """Return the probe of a bundle."""
+    return json.loads((folder / PROBE).read_text(encoding="utf-8"))
+
+
+def forced_answers(probe: Any, special: SpecialTokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sources of a probe, their mask, and the tokens before each token of its answers, all int64.
+
+    Args:
+        probe: The probe of a bundle or an adapter.
+        special: Special tokens of the bundle.
+    """
+    (ids, mask), tokens = ragged(probe["sources"], special.pad), pad(probe["tokens"], special.pad)[:, :_CHECKED]
+    return ids, mask, np.concatenate([np.full((len(ids), 1), special.start), tokens[:, :-1]], axis=1)
 
 
 def disagreement(ours: np.ndarray, theirs: np.ndarray) -> float:

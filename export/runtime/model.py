@@ -22,6 +22,7 @@ import onnxruntime as ort
 from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime.bank import RowAdapters
 from lora_ft.export.runtime.cache import Cache, Source, Spare, Step
+from lora_ft.export.runtime.encoder_kernel import EncoderKernel
 from lora_ft.export.runtime.forks import begin_again_in_children
 from lora_ft.export.runtime.graph_files import MASK, graph_inputs, open_graph, prefixed
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, Edit, TopK
@@ -29,12 +30,9 @@ from lora_ft.export.runtime.kernel import KERNEL, StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.native_session import RUN, SHRINK_ARENA, keep_alive, run_positional
 from lora_ft.export.runtime.session import ort_value
-from lora_ft.export.runtime.source_parts import LARGE, encode_in_parts, rows_at_once, score_bytes
+from lora_ft.export.runtime.source_parts import LARGE, encode_in_parts, padded, rows_at_once, score_bytes
 
 _ROOM = 64  # initial capacity of a cache, in tokens
-# Sources are padded to a multiple of this length, in tokens. Kernels add in groups of 8 floats (an AVX2 register) and
-# add the remainder in another order, so the last bits of a source of 33 tokens would depend on its neighbors.
-LANES = 8
 _RANKED = ["highest", "tokens"]
 
 
@@ -51,6 +49,7 @@ class Model:
 
     Attributes:
         kernel: Kernel for the steps, or None for the graphs.
+        encoder: Kernel for sources without adapters, or None for the graph.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class Model:
         self._opening = threading.Lock()
         self._grown: set[str] = set()  # graphs whose last outputs were large
         self.kernel: StepKernel | None = None
+        self.encoder: EncoderKernel | None = None
         begin_again_in_children(self)
         self._adapters, self._label_tokens = inputs or {}, np.array(label_tokens, np.int64)
         self._head_sizes = {"labels": len(label_tokens)}  # logits of graphs with fewer than the vocabulary
@@ -114,8 +114,7 @@ class Model:
     ) -> Source:
         """Encode sources [b, s], int64, each row with its adapter.
 
-        Sources are padded to a multiple of `LANES` tokens, so that a row has the same bits whatever it is padded to.
-        Long ones are encoded a few at a time, since their attention scores grow with the square of their length.
+        The graph encodes long ones a few at a time, since their attention scores grow with the square of their length.
 
         Args:
             ids, mask: Tokens and their mask.
@@ -131,6 +130,8 @@ class Model:
                 f"{self._vocabulary:,} rows)",
                 "copy the tokenizer.json that belongs to the model, or export it again",
             )
+        if self.encoder and not adapters:
+            return self.encoder.encode(*padded(ids, mask), threads or self._threads)
         at_once = rows_at_once(self._heads, ids.shape[1])
         if self._provider == "cpu" and len(ids) > at_once:
 
@@ -138,9 +139,8 @@ class Model:
                 return self.encode(ids[rows], mask[rows], adapters and adapters.take(rows), threads)
 
             return encode_in_parts(encode, len(ids), at_once, adapters)
-        padding = ((0, 0), (0, -ids.shape[1] % LANES))
-        mask_value = ort_value(np.pad(mask, padding), self._provider)
-        graph, values = "encoder", [ort_value(np.pad(ids, padding)), mask_value]
+        ids, mask = padded(ids, mask)
+        graph, values = "encoder", [ort_value(ids), mask_value := ort_value(mask, self._provider)]
         if adapters:
             graph = ADAPTED + graph
             values += adapters.values(self._adapters[graph])

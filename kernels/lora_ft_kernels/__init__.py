@@ -1,7 +1,7 @@
-"""The decoder step of a T5 as one call, on numpy arrays: weights in 8 or 4 bits, each read once for all rows.
+"""The decoder step and the encoder of a T5 as single calls, on numpy arrays, with weights in 8 or 4 bits.
 
-The result for a token has the same bits whatever other rows and tokens a call has. It depends on neither lora-ft nor
-ONNX Runtime, and on nothing but numpy and the processor.
+The result for a token has the same bits whatever other rows and tokens a call has, and however a source is padded. It
+depends on neither lora-ft nor ONNX Runtime, and on nothing but numpy and the processor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ += ["Weights"]
 INSTRUCTIONS = ("avx512", "avx2", "portable")  # fastest first
 ACTIVATIONS = ("relu", "gelu_new", "silu")
 _LIBRARIES = ("liblora_ft_kernels.so", "liblora_ft_kernels.dylib")
-_SIZES = ("layers", "heads", "d_kv", "d_model", "d_ff", "vocabulary", "far", "gated", "activation", "bias_per_layer")
-_MATRICES = 6
+_NUMBERS = ("layers", "heads", "d_kv", "d_model", "d_ff", "vocabulary", "far")
+_SIZES = (*_NUMBERS, "gated", "activation", "bias_per_layer", "encoder")
 
 
 class _Sizes(ctypes.Structure):
@@ -53,6 +53,13 @@ class _Call(ctypes.Structure):
     ]
 
 
+class _Sources(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("rows", "length", "threads")),
+        *((name, ctypes.c_void_p) for name in ("ids", "mask", "cross")),
+    ]
+
+
 @dataclass(frozen=True)
 class Matrix:
     """Weights of a linear layer.
@@ -75,14 +82,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a decoder.
+    """Weights of a decoder or an encoder.
 
     Attributes:
-        matrices: Of each layer: queries, keys and values side by side, the output of self-attention, the queries of the
-            attention over the source, its output, the feed-forward's first projection (the gate first, then the other)
-            and its last. Then the head.
-        norms: Of each layer: three, float32 [d_model]. Then the final norm.
-        bias: Position bias by distance, float32 [heads, far + 1], of the first or of every layer.
+        matrices: Of each layer of a decoder: queries, keys and values side by side, the output of self-attention, the
+            queries of the attention over the source, its output, the feed-forward's first projection (the gate first,
+            then the other) and its last. Then the head. An encoder has no attention over a source, and in place of
+            the head the projections onto the keys and the values of each decoder layer in turns, side by side.
+        norms: Of each layer: three, of an encoder two, float32 [d_model]. Then the final norm.
+        bias: Position bias of the first or of every layer, float32: by distance [heads, far + 1], of an encoder by
+            query - key [heads, 2 * far + 1].
         embedding: int8 [vocabulary, d_model].
         embedding_scale: Float32 [vocabulary].
         ends: Tokens that end an answer.
@@ -98,7 +107,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a decoder; `far` is the largest distance that has its own position bias."""
+    """Sizes of a decoder, or with `encoder` of an encoder; `far` is the largest distance with its own position bias."""
 
     layers: int
     heads: int
@@ -110,10 +119,11 @@ class Sizes:
     gated: bool = True
     activation: str = "gelu_new"
     epsilon: float = 1e-6
+    encoder: bool = False
 
     @property
     def supported(self) -> bool:
-        """Whether the kernel computes a decoder of these sizes."""
+        """Whether the kernel computes a stack of these sizes."""
         whole = self.d_model % TILE == 0 and self.d_ff % TILE == 0
         return self.d_kv in (32, 64, 128) and whole and self.activation in ACTIVATIONS
 
@@ -206,10 +216,10 @@ class Step:
 
 
 class Kernel:
-    """A decoder in the memory of the kernel.
+    """A decoder or an encoder in the memory of the kernel.
 
     Args:
-        sizes: Sizes of the decoder.
+        sizes: Sizes of the stack.
         weights: Its weights; only the embedding is used after this call.
         threads: Most threads of a call.
         instructions: One of `INSTRUCTIONS`, or "" for the fastest that the processor has.
@@ -228,9 +238,10 @@ class Kernel:
         self._library = _library()
         self._handle = None
         matrices = [_pointers(matrix) for matrix in weights.matrices]
-        if len(matrices) != (expected := _MATRICES * sizes.layers + 1):
+        if len(matrices) != (expected := (4 if sizes.encoder else 6) * sizes.layers + 1):
             raise ValueError(f"the number of matrices does not fit the layers (got {len(matrices)}, needs {expected})")
         self.shapes = [(matrix.inputs, matrix.outputs) for matrix, _ in matrices]
+        self._cross = matrices[-1][0].outputs // (sizes.heads * sizes.d_kv), sizes.heads, sizes.d_kv
         self._embedding = np.ascontiguousarray(weights.embedding)
         scale = np.ascontiguousarray(weights.embedding_scale, np.float32)
         norms, bias = (
@@ -248,8 +259,8 @@ class Kernel:
             len(ends),
         )
         activation = ACTIVATIONS.index(sizes.activation)
-        numbers = (getattr(sizes, name) for name in _SIZES[:7])
-        plain = _Sizes(*numbers, sizes.gated, activation, len(bias) > 1, sizes.epsilon)
+        numbers = (getattr(sizes, name) for name in _NUMBERS)
+        plain = _Sizes(*numbers, sizes.gated, activation, len(bias) > 1, sizes.encoder, sizes.epsilon)
         for name in (instructions,) if instructions else INSTRUCTIONS:
             self.instructions = name
             self._handle = self._library.lora_ft_open(
@@ -261,11 +272,35 @@ class Kernel:
 
     def run(self, call: object) -> None:
         """Run a call of `Step`."""
-        match self._library.lora_ft_step(self._handle, call):
+        self._check(self._library.lora_ft_step(self._handle, call))
+
+    def _check(self, code: int) -> None:
+        match code:
             case 1:
                 raise ValueError("a token is outside the vocabulary, or the tokens do not fit in the room")
             case 2:
                 raise MemoryError
+
+    def encode(self, ids: np.ndarray, mask: np.ndarray, cross: np.ndarray, threads: int) -> None:
+        """Write the keys and values of sources, zeros behind the last token that is not masked.
+
+        Args:
+            ids, mask: Tokens and their mask, int64 [b, s].
+            cross: Memory of the keys and values of each layer of the decoder in turns, float32
+                [2 * layers, b, heads, s, d_kv].
+            threads: Threads of the call.
+
+        Raises:
+            ValueError: A token is outside the vocabulary, or the memory has another shape.
+            MemoryError: The memory does not suffice.
+        """
+        ids, mask = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(mask, np.int64)
+        shape = self._cross[0], ids.shape[0], self._cross[1], ids.shape[1], self._cross[2]
+        if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.float32 or not cross.flags.c_contiguous:
+            raise ValueError(f"keys and values are no float32 of the shape {shape} (got {cross.dtype} {cross.shape})")
+        pointers = (ctypes.c_void_p * len(cross))(*(each.ctypes.data for each in cross))
+        call = _Sources(*ids.shape, threads, ids.ctypes.data, mask.ctypes.data, ctypes.addressof(pointers))
+        self._check(self._library.lora_ft_encode(self._handle, ctypes.byref(call)))
 
     def begin_again(self) -> None:
         """Start threads in a forked child, which lacks those of its parent."""
@@ -303,6 +338,7 @@ def _library() -> ctypes.CDLL:
     library.lora_ft_open.restype = ctypes.c_void_p
     library.lora_ft_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
     library.lora_ft_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.lora_ft_encode.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.lora_ft_close.argtypes = [ctypes.c_void_p]
     library.lora_ft_close.restype = None
     library.lora_ft_forked.argtypes = [ctypes.c_void_p]

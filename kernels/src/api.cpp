@@ -31,7 +31,7 @@ const Functions* functions_for(const std::string& name) {
 }
 
 struct Kernel {
-    Decoder decoder;
+    Stack stack;
     std::unique_ptr<Pool> pool;
     const Functions* functions = nullptr;
 };
@@ -69,7 +69,6 @@ constexpr int kPreviewGroup = 128;
 // What rounding takes from a logit is noise. A preview allows for this many of its standard deviations: of all logits of
 // 10,701 states (FLAN-T5-small on DialogSum) none was off by more than 4.5, and of the best ones none by more than 3.2.
 constexpr float kDoubt = 8;
-constexpr int kMatrices = 6;  // of a layer: joined, self_out, query, cross_out, up, down
 
 }  // namespace
 }  // namespace lora_ft
@@ -78,9 +77,9 @@ using lora_ft::Given;
 using lora_ft::Kernel;
 
 struct Weights {
-    const Given* matrices;         // [layers * 6 + 1], the head last
-    const float* const* norms;     // [layers * 3 + 1][d_model], the final one last
-    const float* const* bias;      // [1 or layers][heads, far + 1]
+    const Given* matrices;         // [layers * 6 + 1], the head last; of an encoder [layers * 4 + 1]
+    const float* const* norms;     // [layers * 3 + 1][d_model], the final one last; of an encoder [layers * 2 + 1]
+    const float* const* bias;      // [1 or layers][heads, far + 1], of an encoder [heads, 2 * far + 1]
     const int8_t* embedding;       // [vocabulary, d_model]; stays the caller's
     const float* embedding_scale;  // [vocabulary]
     const int64_t* ends;
@@ -94,44 +93,43 @@ Kernel* lora_ft_open(const lora_ft::Sizes* sizes, const Weights* weights, const 
     auto kernel = std::make_unique<Kernel>();
     kernel->functions = lora_ft::functions_for(instructions);
     if (!kernel->functions) return nullptr;
-    lora_ft::Decoder& decoder = kernel->decoder;
-    decoder.sizes = *sizes;
-    const int count = sizes->layers * lora_ft::kMatrices;
+    lora_ft::Stack& stack = kernel->stack;
+    stack.sizes = *sizes;
+    const int kinds = sizes->encoder ? 4 : 6, norms = sizes->encoder ? 2 : 3, count = sizes->layers * kinds;
     size_t bytes = 0;
     for (int i = 0; i <= count; ++i) bytes += lora_ft::bytes_of(weights->matrices[i]);
     Given preview = weights->matrices[count];
-    const bool previewed = preview.bits == 8;
+    const bool previewed = preview.bits == 8 && !sizes->encoder;
     preview.bits = 4;
     if ((preview.group ? preview.group : preview.inputs) % lora_ft::kPreviewGroup == 0)
         preview.group = lora_ft::kPreviewGroup;
     if (previewed) bytes += lora_ft::bytes_of(preview);
-    decoder.memory = std::make_unique<lora_ft::Memory>(bytes);
-    decoder.layers.resize(sizes->layers);
+    stack.memory = std::make_unique<lora_ft::Memory>(bytes);
+    stack.layers.resize(sizes->layers);
     const auto norm = [&](int i) { return std::vector<float>(weights->norms[i], weights->norms[i] + sizes->d_model); };
     for (int i = 0; i < sizes->layers; ++i) {
-        lora_ft::Layer& layer = decoder.layers[i];
-        lora_ft::Matrix* const to[] = {&layer.joined,    &layer.self_out, &layer.query,
-                                       &layer.cross_out, &layer.up,       &layer.down};
-        for (int j = 0; j < lora_ft::kMatrices; ++j) {
-            const int number = i * lora_ft::kMatrices + j;
-            lora_ft::pack(*to[j], weights->matrices[number], *decoder.memory);
-            to[j]->number = number;
-        }
-        for (int j = 0; j < 3; ++j) layer.norms[j] = norm(3 * i + j);
-        if (i == 0 || sizes->bias_per_layer)
-            layer.bias.assign(weights->bias[i], weights->bias[i] + sizes->heads * (sizes->far + 1));
+        lora_ft::Layer& layer = stack.layers[i];
+        int number = i * kinds;
+        for (lora_ft::Matrix* to : {&layer.joined, &layer.self_out, &layer.query, &layer.cross_out, &layer.up, &layer.down})
+            if (!sizes->encoder || (to != &layer.query && to != &layer.cross_out)) {
+                lora_ft::pack(*to, weights->matrices[number], *stack.memory);
+                to->number = number++;
+            }
+        for (int j = 0; j < norms; ++j) layer.norms[j] = norm(norms * i + j);
+        const int biases = sizes->heads * (sizes->far * (sizes->encoder ? 2 : 1) + 1);
+        if (i == 0 || sizes->bias_per_layer) layer.bias.assign(weights->bias[i], weights->bias[i] + biases);
     }
-    lora_ft::pack(decoder.head, weights->matrices[count], *decoder.memory);
-    decoder.head.number = count;
+    lora_ft::pack(stack.head, weights->matrices[count], *stack.memory);
+    stack.head.number = count;
     if (previewed) {
-        decoder.preview = lora_ft::shaped(preview);
-        decoder.doubt = decoder.preview.pack_rounded(*decoder.memory, decoder.head);
-        for (float& each : decoder.doubt) each *= lora_ft::kDoubt / std::sqrt(static_cast<float>(sizes->d_model));
+        stack.preview = lora_ft::shaped(preview);
+        stack.doubt = stack.preview.pack_rounded(*stack.memory, stack.head);
+        for (float& each : stack.doubt) each *= lora_ft::kDoubt / std::sqrt(static_cast<float>(sizes->d_model));
     }
-    decoder.final_norm = norm(3 * sizes->layers);
-    decoder.embedding = weights->embedding;
-    decoder.embedding_scale.assign(weights->embedding_scale, weights->embedding_scale + sizes->vocabulary);
-    decoder.ends.assign(weights->ends, weights->ends + weights->ends_count);
+    stack.final_norm = norm(norms * sizes->layers);
+    stack.embedding = weights->embedding;
+    stack.embedding_scale.assign(weights->embedding_scale, weights->embedding_scale + sizes->vocabulary);
+    stack.ends.assign(weights->ends, weights->ends + weights->ends_count);
     kernel->pool = std::make_unique<lora_ft::Pool>(threads);
     return kernel.release();
 } catch (const std::exception&) {
@@ -142,12 +140,23 @@ void lora_ft_close(Kernel* kernel) { delete kernel; }
 
 // Returns 0, 1 if a token or a length is out of range, or 2 if the memory does not suffice.
 int lora_ft_step(Kernel* kernel, const lora_ft::Call* call) try {
-    const int64_t vocabulary = kernel->decoder.sizes.vocabulary;
+    const int64_t vocabulary = kernel->stack.sizes.vocabulary;
     for (int i = 0; i < call->rows * call->tokens; ++i)
         if (call->ids[i] < 0 || call->ids[i] >= vocabulary) return 1;
     for (int i = 0; i < call->lengths_count; ++i)
         if (call->lengths[i] < 0 || call->lengths[i] + call->tokens > call->room) return 1;
-    kernel->functions->step(kernel->decoder, *call, *kernel->pool);
+    kernel->functions->step(kernel->stack, *call, *kernel->pool);
+    return 0;
+} catch (const std::exception&) {
+    return 2;
+}
+
+// Returns 0, 1 if a token is out of range, or 2 if the memory does not suffice.
+int lora_ft_encode(Kernel* kernel, const lora_ft::Sources* call) try {
+    const int64_t vocabulary = kernel->stack.sizes.vocabulary;
+    for (size_t i = 0; i < static_cast<size_t>(call->rows) * call->length; ++i)
+        if (call->ids[i] < 0 || call->ids[i] >= vocabulary) return 1;
+    kernel->functions->encode(kernel->stack, *call, *kernel->pool);
     return 0;
 } catch (const std::exception&) {
     return 2;

@@ -1,4 +1,4 @@
-// The weights of a T5 decoder, repacked for a step, and the arguments of a step.
+// The weights of the encoder or the decoder of a T5, repacked, and the arguments of their calls.
 #pragma once
 
 #include <cstddef>
@@ -67,22 +67,25 @@ struct Sizes {
     int layers, heads, d_kv, d_model, d_ff, vocabulary;
     int far;  // largest distance that has its own position bias
     int gated, activation, bias_per_layer;
+    int encoder;  // or the decoder
     float epsilon;
 
     int width() const { return heads * d_kv; }
 };
 
 struct Layer {
-    Matrix joined, self_out, query, cross_out, up, down;
+    Matrix joined, self_out, query, cross_out, up, down;  // an encoder lacks query and cross_out
     std::vector<float> norms[3];
-    std::vector<float> bias;  // [heads, far + 1], by distance; empty if that of the first layer holds
+    // [heads, far + 1], by distance; of an encoder [heads, 2 * far + 1], by query - key; empty if that of the first
+    // layer holds
+    std::vector<float> bias;
 };
 
-struct Decoder {
+struct Stack {
     Sizes sizes{};
     std::unique_ptr<Memory> memory;
     std::vector<Layer> layers;
-    Matrix head;
+    Matrix head;  // of an encoder: the projections onto the keys and values of each decoder layer
     Matrix preview;            // the head in 4 bits; without outputs if the head has no bytes
     std::vector<float> doubt;  // [tiles, 32]: how much a logit may exceed its preview, for an input of length 1
     std::vector<float> final_norm;
@@ -114,11 +117,20 @@ struct Call {
     const LowRank* const* adapters;  // [sources][matrices], or null where there is none
 };
 
+// Sources to be encoded. Keys and values [rows, heads, length, d_kv] are in turns, for each layer of the decoder.
+struct Sources {
+    int rows, length, threads;
+    const int64_t* ids;   // [rows, length]
+    const int64_t* mask;  // [rows, length]
+    float* const* cross;
+};
+
 class Pool;
 
 // What each instruction set has its own code for.
 struct Functions {
-    void (*step)(const Decoder&, const Call&, Pool&);
+    void (*step)(const Stack&, const Call&, Pool&);
+    void (*encode)(const Stack&, const Sources&, Pool&);
 };
 
 }  // namespace lora_ft

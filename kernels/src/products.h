@@ -78,11 +78,12 @@ inline void Quantized::set_group(const float* from, int count, const Matrix& mat
         step = peak * (1 / 127.0f);
         step = step > kTiny ? step : kTiny;
     }
+    const float inverse = 1 / step;
     Ints totals{};
     for (int i = 0; i < count; i += kLanes) {
         float rest[kLanes] = {};
         if (i == whole) std::memcpy(rest, from + i, sizeof(float) * (count - whole));
-        const Floats scaled = floats(i == whole ? rest : from + i) / step;
+        const Floats scaled = floats(i == whole ? rest : from + i) * inverse;
         const Ints bytes = rounded(smaller(larger(scaled, splat(-128.0f)), splat(127.0f)));
         totals += bytes;
         store_bytes(to + i, bytes);  // the stride leaves room for a whole vector
@@ -95,14 +96,14 @@ inline void Quantized::set_group(const float* from, int count, const Matrix& mat
     zeros[row * groups + group] = -matrix.zero() * total;
 }
 
-template <int rows, int bits>
+template <int rows, int bits, bool grouped>
 inline void product_of(const Matrix& matrix, int tile, const Quantized& x, size_t first, float* out) {
     constexpr int kInputs = bits == 8 ? 4 : 8;  // of one line of both halves of a tile
     const uint8_t* weights = matrix.values + tile * matrix.tile_bytes();
     const float* scales = matrix.scales + static_cast<size_t>(tile) * matrix.groups() * kTile;
     const int8_t* const inputs = x.values.data() + first * x.stride;
     Floats results[rows][2] = {};
-    const int groups = x.groups, size = groups == 1 ? matrix.stride : matrix.group;
+    const int groups = grouped ? x.groups : 1, size = groups == 1 ? matrix.stride : matrix.group;
     for (int group = 0; group < groups; ++group) {
         Ints sums[rows][2];
         for (int row = 0; row < rows; ++row)
@@ -136,10 +137,11 @@ inline void product_of(const Matrix& matrix, int tile, const Quantized& x, size_
 
 // Writes the products of `rows` (at most kRows) rows from `first` with one tile to `out` [rows, 32].
 inline void product(const Matrix& matrix, int tile, const Quantized& x, int first, int rows, float* out) {
-#define LORA_FT_ROWS(count)                                                                        \
-    case count:                                                                                    \
-        return matrix.bits == 8 ? product_of<count, 8>(matrix, tile, x, first, out)                \
-                                : product_of<count, 4>(matrix, tile, x, first, out);
+#define LORA_FT_ROWS(count)                                                                 \
+    case count:                                                                             \
+        return matrix.bits == 4 ? product_of<count, 4, true>(matrix, tile, x, first, out)   \
+               : x.groups > 1   ? product_of<count, 8, true>(matrix, tile, x, first, out)   \
+                                : product_of<count, 8, false>(matrix, tile, x, first, out);
     switch (rows) {
         LORA_FT_ROWS(1)
         LORA_FT_ROWS(2)

@@ -9,20 +9,17 @@
 
 #include "adapters.h"
 #include "attention.h"
+#include "layers.h"
 #include "products.h"
 #include "threads.h"
 
 namespace lora_ft::LANES {
 
-inline std::pair<int, int> share(int count, int thread, int threads) {
-    return {count * thread / threads, count * (thread + 1) / threads};
-}
-
 constexpr int kPreviewed = 2;  // tokens of a call up to which the preview of the head saves time
 
 class Step {
   public:
-    Step(const Decoder& decoder, const Call& call, int threads);
+    Step(const Stack& decoder, const Call& call, int threads);
     void run(int thread);
     void finish();  // after all threads
 
@@ -50,10 +47,9 @@ class Step {
     void take(Own& own, const float* from, const Matrix& matrix);
     template <class Sink>
     void each_row(const Matrix& matrix, int tile, const Own& own, Sink sink) const;
-    Floats activated(Floats x) const;
     void wait() { barrier_.wait(threads_); }
 
-    const Decoder& decoder_;
+    const Stack& decoder_;
     const Sizes& sizes_;
     const Call& call_;
     const int threads_, count_;  // count: tokens of all rows
@@ -63,7 +59,7 @@ class Step {
     Barrier barrier_;
 };
 
-inline Step::Step(const Decoder& decoder, const Call& call, int threads)
+inline Step::Step(const Stack& decoder, const Call& call, int threads)
     : decoder_(decoder),
       sizes_(decoder.sizes),
       call_(call),
@@ -109,24 +105,12 @@ inline void Step::run(int thread) {
 
 inline void Step::embed(int thread) {
     const auto [begin, end] = share(count_, thread, threads_);
-    for (int i = begin; i < end; ++i) {
-        const int64_t token = call_.ids[i];
-        const int8_t* const from = decoder_.embedding + token * sizes_.d_model;
-        float* const to = hidden_.data() + static_cast<size_t>(i) * sizes_.d_model;
-        for (int j = 0; j < sizes_.d_model; ++j) to[j] = static_cast<float>(from[j]) * decoder_.embedding_scale[token];
-    }
+    for (int i = begin; i < end; ++i)
+        LANES::embed(decoder_, call_.ids[i], hidden_.data() + static_cast<size_t>(i) * sizes_.d_model);
 }
 
 inline void Step::normed(Own& own, const std::vector<float>& weight, const Matrix& matrix) {
-    const int size = sizes_.d_model;
-    for (int row = 0; row < count_; ++row) {
-        const float* const from = hidden_.data() + static_cast<size_t>(row) * size;
-        float* const to = own.normed.data() + static_cast<size_t>(row) * size;
-        Floats squares{};
-        for (int i = 0; i < size; i += kLanes) squares = fma(floats(from + i), floats(from + i), squares);
-        const float factor = 1 / std::sqrt(sum(squares) / static_cast<float>(size) + sizes_.epsilon);
-        for (int i = 0; i < size; i += kLanes) store(to + i, floats(from + i) * factor * floats(weight.data() + i));
-    }
+    norm(sizes_, hidden_.data(), count_, weight, own.normed.data());
     take(own, own.normed.data(), matrix);
 }
 
@@ -218,17 +202,8 @@ inline void Step::add(const Matrix& matrix, const std::vector<float>& from, int 
     const auto [begin, end] = share(matrix.tiles(), thread, threads_);
     for (int tile = begin; tile < end; ++tile)
         each_row(matrix, tile, own, [&](int row, const float* values) {
-            float* const to = hidden_.data() + static_cast<size_t>(row) * sizes_.d_model + tile * kTile;
-            for (int half = 0; half < kTile; half += kLanes)
-                store(to + half, floats(to + half) + floats(values + half));
+            add_tile(hidden_.data() + static_cast<size_t>(row) * sizes_.d_model + tile * kTile, values);
         });
-}
-
-inline Floats Step::activated(Floats x) const {
-    if (sizes_.activation == kRelu) return larger(x, Floats{});
-    Floats power = -x;  // of x / (1 + e^power)
-    if (sizes_.activation == kGelu) power = fma(x * x, splat(0.044715f), splat(1.0f)) * x * -1.5957691216f;
-    return x / (exponential(power) + 1.0f);
 }
 
 inline void Step::feed(const Layer& layer, int thread) {
@@ -242,7 +217,7 @@ inline void Step::feed(const Layer& layer, int thread) {
         };
         each_row(layer.up, tile, own, [&](int row, const float* values) {
             for (int half = 0; half < kTile; half += kLanes)
-                store(place(row) + half, activated(floats(values + half)));
+                store(place(row) + half, activated(sizes_.activation, floats(values + half)));
         });
         if (!sizes_.gated) continue;
         each_row(layer.up, tiles + tile, own, [&](int row, const float* values) {
@@ -331,7 +306,7 @@ inline void Step::finish() {
     }
 }
 
-inline void run_step(const Decoder& decoder, const Call& call, Pool& pool) {
+inline void run_step(const Stack& decoder, const Call& call, Pool& pool) {
     const int threads = std::clamp(call.threads, 1, pool.size());
     Step step(decoder, call, threads);
     pool.run(threads, [&](int thread) { step.run(thread); });

@@ -33,6 +33,7 @@ class EngineReport(Strict):
         weights_in: Memory that the weights of a step lie in between steps: "cache" if they fit the processor's caches,
             else "DRAM". Their share of the roofline is that of its bandwidth. None if unknown, and on GPUs.
         steps_by: What takes the decoder's steps of a bundle: the kernel, or the graphs and why. None for other engines.
+        encoder_by: What encodes sources of a bundle: the kernel, or the graph and why. None for other engines.
         error: Reason why the engine was excluded, or "".
     """
 
@@ -50,6 +51,7 @@ class EngineReport(Strict):
     steady: float | None = None
     weights_in: Literal["cache", "DRAM"] | None = None
     steps_by: str | None = None
+    encoder_by: str | None = None
     error: str = ""
 
 

@@ -72,7 +72,7 @@ class TimedEngine:
         process = running.enter_context(self._process(python, arguments))
         process.ask("imports")
         loaded = process.ask("load")
-        self.facts |= {"warm": loaded["seconds"], "steps_by": loaded.get("steps_by")}
+        self.facts |= {"warm": loaded["seconds"]} | {name: loaded.get(name) for name in ("steps_by", "encoder_by")}
         self.facts["megabytes"] = megabytes(prepared, checkpoint)
         if self.provider == "cpu":
             self.step = step_bytes(self.engine, prepared, self.subject.checkpoint)

@@ -228,7 +228,8 @@ def _loading(report: BenchReport) -> list[Table]:
         Column("cold load, s", lambda engine: number(engine.cold)),
         Column("warm load, s", lambda engine: number(engine.warm)),
         Column("weights in", lambda engine: engine.weights_in or NONE),
-        Column("steps by", lambda engine: Cell((engine.steps_by or NONE).split(":")[0], hint=engine.steps_by or "")),
+        Column("steps by", lambda engine: _engine(engine.steps_by)),
+        Column("encoder by", lambda engine: _engine(engine.encoder_by)),
         Column("peak, MB", lambda engine: number(engine.peak)),
         Column("steady, MB", lambda engine: number(engine.steady)),
     ]
@@ -236,6 +237,11 @@ def _loading(report: BenchReport) -> list[Table]:
     note += "Weights in: the memory from which a step reads its weights."
     table = Table.of("Loading and memory", columns, report.contestants, note=note).filled()
     return [table] if len(table.columns) > 1 else []
+
+
+def _engine(way: str | None) -> Cell:
+    """Return the name of what computes a part of an engine, with the reason as a hint."""
+    return Cell((way or NONE).split(":")[0], hint=way or "")
 
 
 def _details(report: BenchReport, case: Case) -> Table:

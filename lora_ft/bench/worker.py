@@ -88,13 +88,14 @@ class Process:
         return {"seconds": time.perf_counter() - began}
 
     def load(self) -> dict[str, Any]:
-        """Load the model. Return the time, and what takes the decoder's steps where an engine has several ways."""
+        """Load the model. Return the time, and what takes steps and encodes where an engine has several ways."""
         began = time.perf_counter()
         if self._kind in LOAD:
             self._engine = LOAD[self._kind](self._prepared, self._precision, self._threads, self._provider)
         else:
             self._engine = _own(Path(self._kind), self._checkpoint, self._threads)
-        return {"seconds": time.perf_counter() - began, "steps_by": getattr(self._engine, "steps_by", None)}
+        ways = {name: getattr(self._engine, name, None) for name in ("steps_by", "encoder_by")}
+        return {"seconds": time.perf_counter() - began, **ways}
 
     def generate(self, ids: list[list[int]], new: int, least: int, decoding: str, room: int) -> dict[str, Any]:
         """Return wall time, CPU time and the tokens up to </s> of prompts of any length."""
@@ -141,7 +142,7 @@ class _Onnx:
         from lora_ft.export.runtime import Generator
 
         self._generator = Generator.load(prepared, threads=threads, provider=provider, device_steps=device_steps)
-        self.steps_by = self._generator.step_engine
+        self.steps_by, self.encoder_by = self._generator.step_engine, self._generator.encoder_engine
 
     def generate(self, ids: np.ndarray, mask: np.ndarray, new: int, least: int, decoding: str, room: int) -> np.ndarray:
         limits: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": least}

@@ -41,7 +41,10 @@ def test_every_linear_layer_reads_one_scalable_input(name: str, tmp_path: Path) 
 def test_norms_and_biases_of_the_decoder_are_tensors(name: str, tmp_path: Path) -> None:
     architecture, _ = read_model(save_member(tmp_path / "base", name))
     shapes = dict(architecture.family.tensor_shapes(architecture))
-    norms, biases = architecture.family.decoder_norms(architecture), architecture.family.decoder_biases(architecture)
+    norms, biases = (
+        architecture.family.norms(architecture, "decoder"),
+        architecture.family.biases(architecture, "decoder"),
+    )
     assert {f"{norm}.weight" for norm in norms} == {n for n, shape in shapes.items() if len(shape) == 1 and "dec" in n}
     assert {f"{bias}.weight" for bias in biases} == {n for n in shapes if "relative_attention" in n and "dec" in n}
 

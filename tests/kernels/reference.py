@@ -1,4 +1,4 @@
-"""A T5 decoder in numpy, whose weights and inputs are rounded as the kernel rounds them."""
+"""The stacks of a T5 in numpy, whose weights and inputs are rounded as the kernel rounds them."""
 
 from __future__ import annotations
 
@@ -147,13 +147,7 @@ class Decoder:
             q = self._by_head(query(self._norm(x, norms[1])))
             hidden = np.where(mask[:, None, None] > 0, 0, -np.inf)
             x = x + cross_out(self._attention(q, cross[2 * i], cross[2 * i + 1], hidden))
-            inner = up(self._norm(x, norms[2]))
-            if s.gated:
-                gate, inner = np.split(inner, 2, axis=-1)
-                inner = self._activated(gate) * inner
-            else:
-                inner = self._activated(inner)
-            x = x + down(inner)
+            x = x + down(self._inner(up(self._norm(x, norms[2]))))
         return self.layers[-1](self._norm(x, self.norms[-1]))
 
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -168,6 +162,12 @@ class Decoder:
         mixed = shares / shares.sum(-1, keepdims=True) @ v
         return mixed.transpose(0, 2, 1, 3).reshape(len(q), q.shape[2], -1)
 
+    def _inner(self, x: np.ndarray) -> np.ndarray:
+        if not self.sizes.gated:
+            return self._activated(x)
+        gate, x = np.split(x, 2, axis=-1)
+        return self._activated(gate) * x
+
     def _activated(self, x: np.ndarray) -> np.ndarray:
         match self.sizes.activation:
             case "relu":
@@ -175,3 +175,38 @@ class Decoder:
             case "silu":
                 return x / (1 + np.exp(-x))
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@dataclass
+class Encoder(Decoder):
+    """A random encoder, with the keys and values of three decoder layers."""
+
+    def __post_init__(self) -> None:
+        s, rng = self.sizes, np.random.default_rng(self.seed)
+        width, wide = s.heads * s.d_kv, s.d_ff * (2 if s.gated else 1)
+        shapes = [(s.d_model, 3 * width), (width, s.d_model), (s.d_model, wide), (s.d_ff, s.d_model)]
+        matrices = [
+            self._matrix(rng, *shape, self.bits, 0.0 if number % 4 == 3 else 0.03)
+            for number, shape in enumerate(shapes * s.layers)
+        ]
+        matrices.append(self._matrix(rng, s.d_model, 6 * width, self.bits, 0.0))
+        self.norms = [rng.uniform(0.5, 1.5, s.d_model).astype(np.float32) for _ in range(2 * s.layers + 1)]
+        self.biases = [rng.standard_normal((s.heads, 2 * s.far + 1)).astype(np.float32) for _ in range(s.layers)]
+        embedding = rng.integers(-127, 128, (s.vocabulary, s.d_model)).astype(np.int8)
+        scale = rng.uniform(0.005, 0.01, s.vocabulary).astype(np.float32)
+        self.embedding = embedding * scale[:, None]
+        self.weights = self.package.Weights(matrices, self.norms, self.biases, embedding, scale, ends=())
+
+    def cross(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return the keys and values [6, b, heads, s, d_kv] of sources [b, s]."""
+        s, positions = self.sizes, np.arange(ids.shape[1])
+        offset = np.clip(positions[:, None] - positions, -s.far, s.far) + s.far
+        hidden = np.where(mask[:, None, None] > 0, 0, -np.inf)
+        x = self.embedding[ids]
+        for i in range(s.layers):
+            joined, out, up, down = self.layers[4 * i : 4 * i + 4]
+            q, k, v = (self._by_head(part) for part in np.split(joined(self._norm(x, self.norms[2 * i])), 3, axis=-1))
+            x = x + out(self._attention(q, k, v, self.biases[i][:, offset] + hidden))
+            x = x + down(self._inner(up(self._norm(x, self.norms[2 * i + 1]))))
+        cross = self.layers[-1](self._norm(x, self.norms[-1]))
+        return np.stack([self._by_head(part) for part in np.split(cross, 6, axis=-1)])

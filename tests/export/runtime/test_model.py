@@ -14,7 +14,8 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.export.runtime import Generator, graph_files
 from lora_ft.export.runtime import model as module
 from lora_ft.export.runtime.cache import Cache, Source
-from lora_ft.export.runtime.model import LANES, Model
+from lora_ft.export.runtime.model import Model
+from lora_ft.export.runtime.source_parts import LANES
 from tests.export.oracle import END, PAD, ragged, shifted, torch_greedy, torch_logits, torch_model
 from tests.tiny import CONFIG
 

@@ -213,7 +213,7 @@ def test_a_report_of_few_rounds_is_unstable(base: Path, tmp_path: Path) -> None:
     assert "4 rounds are too few to tell whether timings agree (at least 5)" in report.warnings
 
 
-def test_the_report_names_the_memory_of_the_weights_and_what_takes_the_steps(
+def test_the_report_names_the_memory_of_the_weights_and_what_computes_a_bundle(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cache, memory in ((2**30, "cache"), (1000, "DRAM")):
@@ -221,7 +221,8 @@ def test_the_report_names_the_memory_of_the_weights_and_what_takes_the_steps(
         report = run(base, tmp_path, "onnx/fp32", rounds=1)
         assert [engine.weights_in for engine in report.contestants] == [memory]
         assert [engine.steps_by for engine in report.contestants] == ["graphs: LORA_FT_KERNELS is 0"]
-        assert f" {memory} | graphs |" in (tmp_path / MARKDOWN).read_text()
+        assert [engine.encoder_by for engine in report.contestants] == ["graph: LORA_FT_KERNELS is 0"]
+        assert f" {memory} | graphs | graph |" in (tmp_path / MARKDOWN).read_text()
 
 
 def test_rows_without_a_task_and_existing_reports_are_refused(base: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lora_ft.export.onnx.model_parts import ModelParts, Weights
     from lora_ft.export.onnx.quantization import WeightFormat
 
+Stack = t5.Stack
+
 
 class Family(Protocol):
     """A family of encoder-decoders with one set of layer names.
@@ -54,10 +56,10 @@ class Family(Protocol):
     def shared_inputs(self, architecture: Architecture) -> Iterator[tuple[str, list[str]]]:
         """Yield each norm or layer whose output channels can be scaled, with the layers that read them."""
 
-    def norms(self, architecture: Architecture, stack: t5.Stack) -> list[str]:
+    def norms(self, architecture: Architecture, stack: Stack) -> list[str]:
         """Return the norms of a stack in the order of computation: those of each block, then the final one."""
 
-    def biases(self, architecture: Architecture, stack: t5.Stack) -> list[str]:
+    def biases(self, architecture: Architecture, stack: Stack) -> list[str]:
         """Return the tables of position bias of a stack, one of each block, or one for all."""
 
     def graph_parts(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lora_ft.export.checkpoint.architecture import Architecture
-from lora_ft.export.families.t5 import Stack
+from lora_ft.export.families import Stack
 from lora_ft.export.precision import FORMATS, parse
 from lora_ft.export.runtime.cache import Cache, Source, Step
 from lora_ft.export.runtime.forks import begin_again_in_children

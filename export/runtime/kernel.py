@@ -31,6 +31,7 @@ from lora_ft.export.runtime.manifest import ADAPTED
 
 KERNEL = "kernel"  # its name among the graphs
 PACKAGE = "lora_ft_kernels"
+_INTERFACE = 2  # of the package
 VARIABLE = "LORA_FT_KERNELS"  # 0 switches the kernel off
 # Formats of a decoder's layers that the kernel computes, each with products of bytes.
 _FORMATS = {name for name, entry in FORMATS.items() if entry.bits <= 8}
@@ -155,7 +156,8 @@ def package_for(precision: str, *kinds: str) -> Any:
     """Return the package, for layers of these kinds.
 
     Raises:
-        ValueError: The precision has no kernel, the package is not installed, or `LORA_FT_KERNELS` is 0.
+        ValueError: The precision has no kernel, the package is not installed or is of another version, or
+            `LORA_FT_KERNELS` is 0.
     """
     formats = parse(precision)
     if os.environ.get(VARIABLE) == "0":
@@ -163,9 +165,12 @@ def package_for(precision: str, *kinds: str) -> Any:
     if not {getattr(formats, kind) for kind in kinds} <= _FORMATS or formats.embedding != "int8":
         raise ValueError(f"the precision {precision} has no kernel")
     try:
-        return importlib.import_module(PACKAGE)
+        package = importlib.import_module(PACKAGE)
     except (ImportError, OSError) as error:
         raise ValueError(f"lora-ft-kernels is not installed ({error})") from error
+    if (number := getattr(package, "INTERFACE", 1)) != _INTERFACE:
+        raise ValueError(f"lora-ft-kernels has interface {number}, not {_INTERFACE}; install it again (make kernels)")
+    return package
 
 
 def sizes_of(package: Any, a: Architecture, stack: Stack) -> Any:

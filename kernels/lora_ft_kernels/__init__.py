@@ -15,8 +15,9 @@ import numpy as np
 
 from lora_ft_kernels.adapters import TILE, Adapter, LowRank
 
-__all__ = ["ACTIVATIONS", "INSTRUCTIONS", "TILE", "Adapter", "Kernel", "LowRank", "Matrix", "Memory", "Sizes", "Step"]
-__all__ += ["Weights"]
+__all__ = ["ACTIVATIONS", "INSTRUCTIONS", "INTERFACE", "TILE", "Adapter", "Kernel", "LowRank", "Matrix", "Memory"]
+__all__ += ["Sizes", "Step", "Weights"]
+INTERFACE = 2  # number of what callers pass; another number, and a caller of this version does not fit
 INSTRUCTIONS = ("avx512", "avx2", "portable")  # fastest first
 ACTIVATIONS = ("relu", "gelu_new", "silu")
 _LIBRARIES = ("liblora_ft_kernels.so", "liblora_ft_kernels.dylib")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -180,6 +181,10 @@ def test_the_graphs_take_what_the_kernel_cannot(
     assert Generator.load(folders("fp32")).step_engine == "graphs: the precision fp32 has no kernel"
     monkeypatch.setitem(sys.modules, "lora_ft_kernels", None)
     assert Generator.load(folders("int8")).step_engine.startswith("graphs: lora-ft-kernels is not installed")
+    monkeypatch.setitem(sys.modules, "lora_ft_kernels", ModuleType("lora_ft_kernels"))  # as before it had a number
+    assert Generator.load(folders("int8")).step_engine == (
+        "graphs: lora-ft-kernels has interface 1, not 2; install it again (make kernels)"
+    )
 
 
 def test_disagreement_counts_only_other_choices() -> None:

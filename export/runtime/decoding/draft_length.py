@@ -3,10 +3,11 @@
 A call that checks a draft of n tokens takes longer than a plain step and yields up to n + 1 tokens. Whether that pays
 off depends on the machine, the precision, the batch and the text. `DraftLengthController` therefore keeps two running
 estimates: the share of drafted tokens that is accepted (`_Share`), by the evidence for a token (`Evidence`), and the
-duration of a call by its width (`_Cost`). It chooses the width with the most expected tokens per second. Three guards
+duration of a call by its width (`_Cost`). It chooses the width with the most expected tokens per second. Four guards
 keep estimates current and limit the cost of bad ones:
 
 - the next larger width is tried from time to time, since its cost is unknown otherwise (`_OFTEN`, `_SELDOM`);
+- a plain call is made after many calls with drafts (`_STALE`), since all gains are measured against its cost;
 - after several refused drafts the search for drafts pauses (`_Rest`), since the search takes time;
 - if drafts yielded fewer tokens than plain calls would have in the same time, drafts are switched off (`_Gain`).
 
@@ -44,6 +45,7 @@ _SLOPE = 0.06  # assumed cost of each further token until measured, as a share o
 # for its slowest row, so the gain of the other rows counts less
 _WORTH, _WORTH_TOGETHER = 1.15, 1.4
 _OFTEN, _SELDOM = 16, 256  # calls between two trials of the next larger width: at first, and at most
+_STALE = 64  # calls with drafts after which the cost of a plain call is measured again
 _REFUSALS = 8  # consecutive refusals before the search for drafts pauses
 _SHORT, _LONG = 8, 32  # length of this pause, in calls: the first and the longest
 _PAID = 1.05  # required recent speed-up of all drafts together
@@ -99,6 +101,7 @@ class DraftLengthController:
         self._costs: dict[int, _Cost] = {}  # by the number of rows of a call
         self._rests: defaultdict[int, _Rest] = defaultdict(_Rest)  # likewise
         self._gains: defaultdict[int, _Gain] = defaultdict(_Gain)  # likewise
+        self._since_plain: Counter[int] = Counter()  # likewise: calls with drafts since the last plain call
         self._turn, self._pause = 0, _OFTEN
 
     @_locked
@@ -130,6 +133,8 @@ class DraftLengthController:
         if rates[best] < (_WORTH if rows == 1 else _WORTH_TOGETHER) * rates[1]:
             best = 1
         self._rests[rows].refused(best == 1)
+        if self._since_plain[rows] >= _STALE:
+            return 1
         self._turn += 1
         if self._turn < self._pause or best == widths[-1]:
             return best
@@ -139,12 +144,16 @@ class DraftLengthController:
     @_locked
     def took(self, rows: int, width: int, seconds: float) -> None:
         """Record the duration of a call with `width` tokens per row."""
+        self._since_plain[rows] = self._since_plain[rows] + 1 if width > 1 else 0
         if seconds > 0:  # else the clock is too coarse
             self._of(rows).took(width, seconds)
 
     @_locked
     def gave(self, rows: int, seconds: float, plain: int, tokens: int) -> None:
-        """Record the tokens of a call with drafts. A plain call would yield `plain`, one per unfinished row."""
+        """Record the tokens of a call with drafts, and its seconds with the search for them.
+
+        A plain call would yield `plain` tokens, one per unfinished row.
+        """
         if not self._gains[rows].pays(plain / self._of(rows)(1), tokens, seconds):
             self._rests[rows].off()
 

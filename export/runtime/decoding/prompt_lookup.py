@@ -45,7 +45,7 @@ def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
     rows = [_Row(i, row.tolist(), special.start, pace) for i, row in enumerate(ids)]
     going = rows
     while going:
-        width = 1
+        began, width = time.perf_counter(), 1
         searched = not pace.rests(len(rows))
         for row in going:
             row.draft(options.max_new_tokens - row.made - 1 if searched else 0)
@@ -57,12 +57,12 @@ def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
             for i, row in enumerate(rows):
                 draft = row.drafted[: width - 1] if row.going else []
                 tokens[i, 1 : 1 + len(draft)] = draft
-        began = time.perf_counter()
+        called = time.perf_counter()
         call = Next(tokens)
         best = yield call
-        seconds, width = time.perf_counter() - began, best.shape[1]
+        ended, width = time.perf_counter(), best.shape[1]
         if not call.shared:
-            pace.took(len(rows), width, seconds)
+            pace.took(len(rows), width, ended - called)
         if width == 1:  # finished rows are ignored
             for i, row in enumerate(rows):
                 if row.going:
@@ -79,7 +79,7 @@ def search(ids: Sequence[np.ndarray], options: Options, special: SpecialTokens) 
                     new = special.trim(best[i, : agreed[i] + 1])
                     row.extend(new.tolist())
                     yield TokenChunk(row.number, new)
-            pace.gave(len(rows), seconds, len(going), int(agreed.sum()) + len(rows))
+            pace.gave(len(rows), ended - began, len(going), int(agreed.sum()) + len(rows))
             yield Forget(width - 1 - agreed)
         for row in going:
             row.going = row.last not in special.ends and row.made < options.max_new_tokens

@@ -15,7 +15,7 @@ def steady(first: float, slope: float, pace: DraftLengthController | None = None
     """Return a controller with timings of all widths, at `slope` of the first token per further token."""
     pace = pace or DraftLengthController()
     for rows in (1, 8):
-        for width in range(1, 2 + LONGEST):
+        for width in range(1 + LONGEST, 0, -1):  # the plain call last, so that its cost is fresh
             for _ in range(5):
                 pace.took(rows, width, first * (1 + slope * (rows * width - 1)))
     return pace
@@ -196,3 +196,12 @@ def test_profitable_drafts_continue() -> None:
     for _ in range(200):
         pace.gave(1, 0.02, 1, 3)
         assert not pace.rests(1)
+
+
+def test_the_cost_of_a_plain_call_is_measured_again_while_drafts_pay() -> None:
+    pace = steady(0.01, 0.02)
+    widths = []
+    for _ in range(300):
+        widths.append(pace.width(1, [shares(pace)]))
+        pace.took(1, widths[-1], 0.01)
+    assert 2 <= widths.count(1) <= 10

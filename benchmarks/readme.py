@@ -65,10 +65,9 @@ def dialogsum(results: dict[str, Any]) -> str:
 
 
 def engines(results: dict[str, Any]) -> str:
-    """Return the table of engines from `lora-ft bench`: score, time, speed-up and, on CPUs, share of the roofline."""
+    """Return the table of engines from `lora-ft bench`: score, time and speed-up."""
     report = BenchReport.model_validate(results)
     timings = [case.timings for case in report.cases]
-    floors = any(engine.floor for engine in timings[0].values())
     columns = [
         "engine",
         "MB",
@@ -76,7 +75,6 @@ def engines(results: dict[str, Any]) -> str:
         "difference from fp32, paired",
         *(f"batch {case.batch}, ms" for case in report.cases),
         "speed-up",
-        *["share of the roofline"] * floors,
     ]
     lines = []
     for engine in report.contestants:
@@ -92,7 +90,6 @@ def engines(results: dict[str, Any]) -> str:
                 f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",
                 *(f"{1000 * statistics.median(timing.total):,.0f}" for timing in engine_timings),
                 " / ".join(f"{timing.ratio.value:.1f}" for timing in engine_timings),
-                *[f"{engine_timings[0].floor:.0%}" if engine_timings[0].floor else ""] * floors,
             )
         )
     case, rows = report.cases[0], max((quality.rows for quality in report.quality.values()), default=0)

@@ -22,8 +22,8 @@ from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
-from lora_ft.export.runtime.generated import Generated
 from lora_ft.export.runtime.encoder_choice import choose_encoder
+from lora_ft.export.runtime.generated import Generated
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, flat_seed, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernel
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest

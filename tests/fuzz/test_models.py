@@ -61,7 +61,7 @@ def _damage(random: Random, path: Path, *, values: bool | None = None) -> None:
 def base_loaded_once(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy the base, which is not damaged: loading it took four fifths of an input's time."""
     base = load_model(tiny_base)
-    monkeypatch.setattr("lora_ft.models.merging.load_model", lambda folder: copy.deepcopy(base))
+    monkeypatch.setattr("lora_ft.models.merging.load_model", lambda folder, **_: copy.deepcopy(base))
 
 
 @fuzz

@@ -87,7 +87,9 @@ def alone(
         (row,) = task.tokenizer.encode([text], task.source_length)
         generator = bundles[name]
         merged = {"prompt_lookup": False} | task.defaults | options
-        generated = generator._answer_batch([np.array(row)], [None], [0], generator._options(merged, {}))
+        generated = generator._answer_batch(
+            [np.array(row)], [None], [0], generator._options(merged, {}, generator.tokenizer)
+        )
         answers.append([answer.tokens.tolist() for answer in generated])
     return answers
 

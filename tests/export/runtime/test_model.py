@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,9 +274,9 @@ def test_a_graph_is_loaded_on_first_use(published: Path, monkeypatch: pytest.Mon
     opened: list[tuple[str, int]] = []
     real = graph_files.open_session
 
-    def watched(path: Path, threads: int, provider: str) -> object:
+    def watched(path: Path, threads: int, provider: str, **options: Any) -> object:
         opened.append((path.name, threads))
-        return real(path, threads, provider)
+        return real(path, threads, provider, **options)
 
     monkeypatch.setattr(graph_files, "open_session", watched)
     model = Model(published, SHAPE, 1)

@@ -59,7 +59,7 @@ def test_compare_exits_with_1_on_a_regression(tmp_path: Path, capsys: Capture) -
     ("arguments", "code", "why"),
     [
         (["nowhere"], 2, "nowhere"),
-        (["BUNDLE", "--suite", "fast"], 2, "one of latency, peers"),
+        (["BUNDLE", "--suite", "fast"], 2, "one of gpu, latency, peers"),
         (["BUNDLE", "--engine", "tvm"], 2, "engine 'tvm' does not exist"),
         (["BUNDLE", "--rounds", "0"], 2, "rounds = 0"),
         (["BUNDLE", "--rows", "5"], 2, "--task TASK or --rows 0"),

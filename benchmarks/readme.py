@@ -252,8 +252,8 @@ def kernel_line(results: dict[str, Any]) -> str:
     """Return the sentence about the kernel in the README."""
     ratios = [case["ratio"][0] for case in results["cases"]]
     return (
-        f"`make kernels` adds an optional decoder in C++ for x86 processors with AVX-512 VNNI: whole requests are "
-        f"{min(ratios):.1f} to {max(ratios):.1f} times as fast ([figures](docs/guides/precisions.md))."
+        "`make kernels` adds an optional encoder and decoder in C++ for x86 processors with AVX-512 VNNI: whole "
+        f"requests are {min(ratios):.1f} to {max(ratios):.1f} times as fast ([figures](docs/guides/precisions.md))."
     )
 
 

@@ -275,7 +275,7 @@ def _sensitive(file: Path) -> list[str]:
     """Return the matrix products that `int8-mixed` keeps in float32: `wo` of each feed-forward layer, and the head.
 
     Activations before `wo` have outliers, so transformers keeps it in float32, too. Without this, Optimum's int8 loses
-    7.5 ROUGE-1 on DialogSum (`benchmarks/results/peers.json`), and many answers repeat until the limit.
+    6.9 ROUGE-1 on DialogSum (`benchmarks/results/peers.json`), and many answers repeat until the limit.
     """
     import onnx
 

@@ -59,10 +59,10 @@ def is_valid(text: str) -> bool:
 
 
 def answers(backend: Backend, options: dict[str, Any], batch_size: int = 4) -> list[str]:
-    given = {"max_new_tokens": 90, "json_schema": SCHEMA} | options
+    merged = {"max_new_tokens": 90, "json_schema": SCHEMA} | options
     if isinstance(backend, TorchBackend) and options.get("num_return_sequences"):
         pytest.skip("PyTorch returns one answer to a row")
-    return [answer.text for answer in backend.generate(TEXTS, given, batch_size=batch_size)]
+    return [answer.text for answer in backend.generate(TEXTS, merged, batch_size=batch_size)]
 
 
 @pytest.mark.parametrize("way", [*WAYS, *SAMPLED])

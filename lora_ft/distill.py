@@ -73,7 +73,9 @@ def distill(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Distilled:
-    """Let a teacher write the target of each row, without sampling, and write the rows as a data set.
+    """Let a teacher write the target of each row, and write the rows as a data set.
+
+    Targets are the teacher's best answers, or with `mbr` the consensus of samples; single samples are never targets.
 
     The rows keep their columns. Targets are in the column `data.target` of the teacher's task, or in `target` if it has
     no task; a target that is already there is replaced. Rows are left out if their answer is empty, or if it was cut at
@@ -83,7 +85,8 @@ def distill(
         teacher: Model from `load`, or an argument of `load`.
         rows: Texts or rows, as for `generate`.
         out: Folder to write: `rows.jsonl`, and `distill.json` with the teacher and the settings.
-        options: Generation options by transformers' names, such as num_beams. They take precedence over the task's.
+        options: Generation options by transformers' names, such as num_beams and mbr. They come before those of
+            the task. Samples have the seed 0 if none is given, so that a resumed job draws the same ones.
         resume: Continue an unfinished job. Rows, teacher and options must be the same.
         overwrite: Replace `out` if lora-ft wrote it, and discard an unfinished job.
         progress: Receives the progress; None is silent.
@@ -101,11 +104,12 @@ def distill(
         raise UsageError("there are no rows to distill", "pass at least one")
     model.prompts(rows)  # refuse a row that does not fit before the first is answered
     target = model.task.data.target if model.task else _TARGET
+    options = {**(options or {}), **_sampling({**model.options, **(options or {})})}
     record = {
         "teacher": model.name,
         "kind": model.kind,
         "target": target,
-        "options": {**model.options, **(options or {}), "do_sample": False},
+        "options": {**model.options, **options},
         "rows_sha256": hashlib.sha256("\n".join(map(row_line, columns)).encode()).hexdigest(),
         "versions": {"lora-ft": version("lora-ft")},
     }
@@ -114,7 +118,7 @@ def distill(
         working = working_folder(place)
         _begin(working, record, resume=resume, overwrite=overwrite)
         with keeping(working, "free some space, then add --resume to continue"):
-            answers = _answered(model, rows, {**(options or {}), "do_sample": False}, working / _ANSWERS, progress)
+            answers = _answered(model, rows, options, working / _ANSWERS, progress)
             texts = [None if answer["cut"] else answer["text"].strip() for answer in answers]
             counts = {"rows": sum(map(bool, texts)), "empty": texts.count(""), "cut": texts.count(None)}
             if not counts["rows"]:
@@ -129,6 +133,13 @@ def distill(
             (working / _ANSWERS).unlink()
         replace_folder(working, place)
     return Distilled(out, out / ROWS, target, **counts)
+
+
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which only a consensus is sampled."""
+    if (options.get("mbr") or 0) > 1:
+        return {"do_sample": True, "seed": options.get("seed", 0)}
+    return {"do_sample": False}
 
 
 def _row(model: Model, row: Input) -> dict[str, Any]:

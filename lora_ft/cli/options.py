@@ -92,6 +92,7 @@ NoRepeatNgramSize = Annotated[
 RepetitionPenalty = Annotated[
     float | None, typer.Option("--repetition-penalty", help="Penalty on tokens already generated.")
 ]
+Mbr = Annotated[int | None, typer.Option("--mbr", min=0, help="Samples to choose the most typical of; 0 is one.")]
 SamplingSeed = Annotated[
     int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of sampling. Default: a new one per call.")
 ]

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from lora_ft.cli.options import Adapter, Base, Json, MaxNewTokens, Out, Overwrite, Provider, Quiet, generation_options
+from lora_ft.cli.options import (
+    Adapter,
+    Base,
+    Json,
+    MaxNewTokens,
+    Mbr,
+    Out,
+    Overwrite,
+    Provider,
+    Quiet,
+    Temperature,
+    TopK,
+    generation_options,
+)
 from lora_ft.cli.results import show
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
@@ -53,6 +66,9 @@ def distill(
     ],
     out: Out,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Number of beams; 1 is greedy search.")] = None,
+    mbr: Mbr = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
     max_new_tokens: MaxNewTokens = None,
     provider: Provider = "auto",
     adapter: Adapter = None,

@@ -38,6 +38,16 @@ def test_targets_are_the_teachers_answers(tiny_run: Run, tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["distill.json", "rows.jsonl"]
 
 
+def test_the_consensus_of_samples_can_be_the_target(tiny_run: Run, tmp_path: Path) -> None:
+    options = {"mbr": 4, "temperature": 0.7}
+    result = distill(tiny_run.folder, ROWS[:9], tmp_path / "out", options=options)
+    answers = load(tiny_run.folder).answers(ROWS[:9], **options, do_sample=True, seed=0)
+    expected = [answer.text for answer in answers if answer.text and not answer.cut]
+    assert [line["answer"] for line in lines(result.file)] == expected != []
+    record = json.loads((tmp_path / "out" / "distill.json").read_text())["options"]
+    assert record["do_sample"] and record["mbr"] == 4 and record["seed"] == 0
+
+
 def test_a_task_trains_on_the_targets(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:
     file = distill(tiny_run, ROWS, tmp_path / "out").file
     task = write_task(tmp_path, tiny_base, data={"train": str(file)}, train={"max_steps": 2})

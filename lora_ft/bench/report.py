@@ -31,7 +31,7 @@ class EngineReport(Strict):
         cold, warm: Time to load the model with its files out of and in the file cache, in seconds.
         peak, steady: Resident memory at its maximum, and after all timings, in megabytes.
         weights_in: Memory that the weights of a step lie in between steps: "cache" if they fit the processor's caches,
-            else "DRAM". Their share of the roofline is that of its bandwidth. None if unknown, and on GPUs.
+            else "DRAM". None if unknown, and on GPUs.
         steps_by: What takes the decoder's steps of a bundle: the kernel, or the graphs and why. None for other engines.
         encoder_by: What encodes sources of a bundle: the kernel, or the graph and why. None for other engines.
         error: Reason why the engine was excluded, or "".
@@ -76,8 +76,8 @@ class Timing(Strict):
         tokens_per_second: Speed over all rows, from the median total.
         percentiles: Percentiles of `total`.
         ratio: Speed-up over the first engine, within a round.
-        floor: Share of the roofline: the time to read a step's weights at the bandwidth of the memory that they lie
-            in, over `per_token`. None if the number of bytes is unknown, and on GPUs.
+        floor: Share of the roofline: the time to read a step's weights from the memory that they lie in, over
+            `per_token`. None if the number of bytes is unknown, and on GPUs.
         identical: Share of rows with the reference's tokens (the first engine in full precision).
         spread: Interquartile range of `total` over its median.
     """

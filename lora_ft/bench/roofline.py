@@ -2,7 +2,10 @@
 
 At small batches a decoder is memory-bound, so no engine can take a step faster than it can read the weights. Every step
 reads the same weights. If they fit the processor's caches, they are still there from the step before. Else each step
-reads them from DRAM, since the weights read last have displaced those that are read next.
+reads most of them from DRAM, since the weights read last have displaced those that are read next.
+
+The kernel reads the head in 4 bits, and in 8 bits only where the best token may be. Its bytes are counted as those of
+its graphs, so its share of the roofline may exceed 100 %.
 """
 
 from __future__ import annotations
@@ -46,8 +49,11 @@ def memory_of(size: float) -> Literal["cache", "DRAM"]:
 
 
 def weight_bandwidth(size: float) -> float:
-    """Return the bandwidth of the memory that weights of `size` bytes lie in, in bytes per second."""
-    return read_bandwidth(int(size) if memory_of(size) == "cache" else max(DRAM_BLOCK, 4 * cache_bytes()))
+    """Return the bandwidth at which weights of `size` bytes are read again and again, in bytes per second.
+
+    A block of their size is read: of weights a little larger than the caches, a part is there from the step before.
+    """
+    return read_bandwidth(min(int(size), max(DRAM_BLOCK, 4 * cache_bytes())))
 
 
 def read_bandwidth(size: int, rounds: int = 15) -> float:

@@ -122,7 +122,7 @@ def _speeds(report: BenchReport, case: Case) -> Table:
     note = (
         "Medians of rounds; bold is the fastest. Speed-up: over the first row, within a round, with its 95 % interval. "
         "Of the roofline: the time to read a step's weights from the memory that they lie in (cache or DRAM), over the "
-        "measured time of a step. "
+        "measured time of a step; the kernel may exceed it, since it does not read the whole head. "
         f"Identical: rows with the same tokens as {report.reference}, at a forced number of tokens. "
         "The score and “same texts” are measured on real rows at their natural length. "
         "Spread: interquartile range over median."

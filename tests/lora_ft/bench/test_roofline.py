@@ -47,9 +47,10 @@ def test_step_bytes_of_a_python_file_are_unknown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "memory", "block"), [(100, "cache", 100), (1000, "cache", 1000), (1001, "DRAM", 2**28)]
+    ("size", "memory", "block"),
+    [(100, "cache", 100), (1000, "cache", 1000), (1001, "DRAM", 1001), (2**40, "DRAM", 2**28)],
 )
-def test_bandwidth_is_that_of_the_memory_of_the_weights(
+def test_bandwidth_is_that_of_a_block_of_the_size_of_the_weights(
     size: int, memory: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roofline, "cache_bytes", lambda: 1000)

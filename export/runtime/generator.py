@@ -12,7 +12,7 @@ import numpy as np
 
 from lora_ft.core.constraint import constrained
 from lora_ft.core.errors import LoraFtError, UsageError, sound_content
-from lora_ft.core.generation_options import Options
+from lora_ft.core.generation_options import Options, overridden
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.special_tokens import SPECIAL, SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_adapter, pad, ragged
@@ -305,10 +305,9 @@ class Generator:
         return self.bank.select(names) if self.bank else None
 
     def _options(self, options: dict[str, Any], defaults: dict[str, Any], tokenizer: Tokenizer) -> Options:
-        named = defaults | {name: value for name, value in options.items() if value is not None}
-        merged = Options.of(constrained(named, tokenizer))
-        merged.check_tokens(self._vocabulary)
-        return merged
+        checked = Options.of(constrained(overridden(defaults, options), tokenizer))
+        checked.check_tokens(self._vocabulary)
+        return checked
 
     def _answers(
         self,

@@ -52,8 +52,8 @@ class Options:
         do_sample, temperature, top_k, top_p, seed: Settings of sampling; top_k=0 is no limit. Without a seed, every
             call draws other tokens. A seed may also be a tuple of the seed and the batch's number, so that each batch
             draws its own tokens.
-        mbr, utility: With sampling, draw this many answers and return the one with the highest mean utility against the
-            others (`lora_ft.core.consensus`); 0 and 1 return one sample.
+        mbr, utility: Sample this many answers and return the one with the highest mean utility against the others
+            (`lora_ft.core.consensus`); 0 and 1 return one sample.
         repetition_penalty, no_repeat_ngram_size: Settings against repetition; 1.0 and 0 disable them.
         bad_words_ids: Token sequences that are never generated.
         suppress_tokens, begin_suppress_tokens: Tokens that are never generated, and never as the first token.
@@ -190,6 +190,31 @@ class Options:
         banned = any((self.no_repeat_ngram_size, self.bad_words_ids, self.suppress_tokens, self.begin_suppress_tokens))
         edited = forced or banned or self.repetition_penalty != 1.0 or self.allowed or self.constraint
         return not (edited or self.do_sample or self.output_scores or self.num_beams > 1)
+
+
+def overridden(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call above those of its model; None means the model's.
+
+    `do_sample: false` in a call turns sampling off, and so leaves the model's options of sampling unused.
+
+    Raises:
+        UsageError: An option of the call has an effect only with sampling, and nothing turns sampling on.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if not defaults.get("do_sample") and "do_sample" not in given:
+        for name in sampling_options(given):
+            if given[name] != defaults.get(name):
+                raise UsageError(
+                    f"{name} has no effect without sampling (got {name}={given[name]})",
+                    f"set do_sample=true, or leave {name} out",
+                )
+    return {**defaults, **given}
+
+
+def sampling_options(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options that change answers only with sampling."""
+    neutral = {"mbr": (0, 1), "temperature": (1.0,), "top_k": (50,), "top_p": (1.0,)}
+    return [name for name, unchanged in neutral.items() if values.get(name) not in (None, *unchanged)]
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

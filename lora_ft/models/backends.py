@@ -12,7 +12,7 @@ import numpy as np
 from lora_ft.core.consensus import chosen
 from lora_ft.core.constraint import constrained
 from lora_ft.core.errors import UsageError
-from lora_ft.core.generation_options import Options
+from lora_ft.core.generation_options import Options, overridden
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import Tokenizer, by_length, ragged
 from lora_ft.core.trie import Trie
@@ -131,7 +131,7 @@ class TorchBackend:
 
         from lora_ft.models.generation import constraint_processor, torch_options, without_defaults
 
-        combined = {**self.defaults, **{name: value for name, value in options.items() if value is not None}}
+        combined = overridden(self.defaults, options)
         if combined.pop("prompt_lookup", None):
             raise UsageError("prompt_lookup is supported for bundles only", "export the model first")
         labels, seed = combined.pop("labels", ()), combined.pop("seed", None)

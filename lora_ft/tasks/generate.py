@@ -32,7 +32,8 @@ class Generate(Section):
     length_penalty: Annotated[Real, _within("length_penalty")] | None = None
     """Exponent on the length of beams; above 0 favors longer answers. Default: 1.0."""
     do_sample: bool | None = None
-    """Sample answers instead of taking the likeliest token. Default: false."""
+    """Sample answers instead of taking the likeliest token. false leaves temperature, top_k, top_p and mbr unused.
+    Default: false, with which they are errors."""
     temperature: Annotated[Real, _within("temperature")] | None = None
     """Temperature of sampling. Default: 1.0."""
     top_k: Annotated[Whole, _within("top_k")] | None = None

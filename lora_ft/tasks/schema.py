@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from lora_ft.core.errors import UsageError
+from lora_ft.core.generation_options import sampling_options
 from lora_ft.core.prompt import Prompt
 from lora_ft.tasks.card import Card
 from lora_ft.tasks.data import Data
@@ -85,8 +86,10 @@ class Task(Section):
                 f"generate.min_new_tokens is {generate.min_new_tokens}, more than {named} = {self.max_new_tokens}; "
                 "lower it"
             )
-        if (generate.mbr or 0) > 1 and not generate.do_sample:
-            raise ValueError("generate.mbr chooses among samples; set generate.do_sample to true")
+        if generate.do_sample is None and (names := sampling_options(generate.model_dump())):
+            raise ValueError(
+                f"generate.{names[0]} has no effect without sampling; set generate.do_sample to true, or remove it"
+            )
         if generate.do_sample and (generate.num_beams or 1) > 1:
             raise ValueError("generate.do_sample and generate.num_beams exclude each other; choose sampling or beams")
         return self

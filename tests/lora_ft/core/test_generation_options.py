@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.generation_options import Options
+from lora_ft.core.generation_options import Options, overridden
 
 OURS = {"seed", "prompt_lookup", "allowed", "constraint", "mbr", "utility"}  # options that transformers lacks
 NAMES = [field.name for field in fields(Options)]
@@ -214,3 +214,21 @@ def test_token_may_be_forced_if_only_others_are_suppressed() -> None:
             "bad_words_ids": [[7, 8]],
         }
     )
+
+
+@pytest.mark.parametrize("option", [{"mbr": 8}, {"temperature": 0.7}, {"top_k": 10}, {"top_p": 0.9}], ids=str)
+def test_options_of_sampling_need_sampling(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(UsageError, match=f"{name} has no effect without sampling .*set do_sample=true"):
+        overridden({}, option)
+    assert overridden({}, option | {"do_sample": True}) == option | {"do_sample": True}
+    assert overridden({"do_sample": True}, option) == option | {"do_sample": True}
+    # Checkpoints often have a temperature without sampling, and a call may turn off the sampling of a task.
+    assert overridden(option, option | {"num_beams": 2}) == option | {"num_beams": 2}
+    assert overridden(option | {"do_sample": True}, {"do_sample": False}) == option | {"do_sample": False}
+
+
+def test_options_of_sampling_that_change_nothing_are_accepted() -> None:
+    options = {"mbr": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    assert overridden({}, options) == options
+    assert overridden({"mbr": 8, "do_sample": True}, {"mbr": None}) == {"mbr": 8, "do_sample": True}

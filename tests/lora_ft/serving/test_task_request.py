@@ -101,7 +101,7 @@ def test_samples_of_a_consensus_need_rows() -> None:
     with pytest.raises(RequestError, match="too many rows") as error:
         read(rows=["a", "b"], do_sample=True, mbr=5)
     assert error.value.param == "mbr"
-    read(rows=["a", "b"], mbr=5)  # has no effect without sampling
+    read(rows=["a", "b"], do_sample=False, mbr=5)  # greedy search needs one row
 
 
 def test_a_schema_is_an_object() -> None:

@@ -28,9 +28,19 @@ def test_the_answer_is_the_consensus_of_the_samples(generator: Generator, utilit
         assert np.array_equal(answer.tokens, own[chosen(own, utility, SPECIAL)])
 
 
-def test_one_sample_is_sampling_and_greedy_search_ignores_it(generator: Generator) -> None:
+def test_one_sample_is_sampling(generator: Generator) -> None:
     assert generator.generate(TEXTS, **SAMPLING, mbr=1) == generator.generate(TEXTS, **SAMPLING)
-    assert generator.generate(TEXTS, mbr=4) == generator.generate(TEXTS)
+
+
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 2}])
+def test_a_consensus_needs_samples(generator: Generator, beams: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"mbr has no effect without sampling .*do_sample=true"):
+        generator.generate(TEXTS, mbr=4, **beams)
+    with pytest.raises(UsageError, match="mbr has no effect"):
+        "".join(generator.stream(TEXTS[0], mbr=4, **beams))
+    assert generator.generate(TEXTS, mbr=4, do_sample=False, **beams) == generator.generate(TEXTS, **beams)
+    with pytest.raises(UsageError, match="do_sample and num_beams"):
+        generator.generate(TEXTS, **SAMPLING | {"num_beams": 2}, mbr=4)
 
 
 def test_a_seed_repeats_the_answers(generator: Generator) -> None:

@@ -19,6 +19,7 @@ from lora_ft.runs.records import read_scores
 from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, is_run
 from lora_ft.tasks.evaluate import Evaluate
 from lora_ft.tasks.files import load_task
+from lora_ft.tasks.metric_names import FROM_SOURCE, SCORES_OF
 from lora_ft.tasks.schema import SplitName
 
 
@@ -54,7 +55,16 @@ def compare(
     settings, measured = _settings(names, None if task is None else os.fspath(task), metrics)
     references = [list(row["references"]) for row in tables[0]]
     answers = [[row["output"] for row in rows] for rows in tables]
-    scored = [measure(measured, texts, references, settings) for texts in answers]
+    computed = [name for name in measured if name not in FROM_SOURCE]
+    recorded = _recorded([name for name in measured if name in FROM_SOURCE], names[0], split, tables)
+    scored = [
+        measure(computed, texts, references, settings) | scores for texts, scores in zip(answers, recorded, strict=True)
+    ]
+    if not scored[0]:
+        raise UsageError(
+            f"not every file has the scores of {', '.join(measured)}",
+            "list them in evaluate.metrics, and evaluate again",
+        )
     contenders = _corrected(
         _contender(name, texts, scores, scored[0] if i else None, settings)
         for i, (name, texts, scores) in enumerate(zip(names, answers, scored, strict=True))
@@ -78,10 +88,33 @@ def _default_split(runs: Sequence[Path]) -> SplitName:
     return next((split for split in splits if all((run / PREDICTIONS.format(split)).is_file() for run in runs)), "test")
 
 
+def _recorded(metrics: Sequence[str], first: str, split: str, tables: Sequence[list[Row]]) -> list[dict[str, Scored]]:
+    """Return the scores of metrics that need sources, as `evaluate` wrote them, for each file.
+
+    Scores that a row of a file lacks are left out.
+    """
+    path = Path(first) / SCORES.format(split)
+    signatures = read_scores(path).get("how", {}) if path.is_file() else {}
+    names = [
+        name
+        for metric in metrics
+        for name in SCORES_OF[metric]
+        if all(isinstance(row.get(name, ""), float | int | None) for rows in tables for row in rows)
+    ]
+    return [
+        {
+            name: Scored.mean(np.array([row[name] for row in rows], np.float64), signatures.get(name, ""))
+            for name in names
+        }
+        for rows in tables
+    ]
+
+
 def _signature_warnings(name: str, split: str, scored: dict[str, Scored]) -> list[str]:
     """Return warnings if the recorded scores of a run were computed with other words, sentences or settings.
 
-    A comparison scores all answers again with the same settings, so its figures may differ from the recorded ones.
+    A comparison scores all answers again with the same settings, so its figures may differ from the recorded ones. Only
+    scores that need sources are those recorded.
     """
     path = Path(name) / SCORES.format(split)
     if not path.is_file():
@@ -95,8 +128,8 @@ def _signature_warnings(name: str, split: str, scored: dict[str, Scored]) -> lis
         if name_of_score in values and signature != score.how:
             differing.setdefault(signature or "no signature", []).append(name_of_score)
     return [
-        f"the recorded scores of {name} were computed differently ({', '.join(names)}: {signature}); this comparison "
-        f"scores all answers again. Update them with `lora-ft evaluate {name} --split {split}`"
+        f"the recorded scores of {name} were computed differently ({', '.join(names)}: {signature}). Update them with "
+        f"`lora-ft evaluate {name} --split {split}`"
         for signature, names in differing.items()
     ]
 

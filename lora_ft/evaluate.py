@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lora_ft.core.files import write_json, write_text
 from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.prompt import Prompt
 from lora_ft.data.readers import Row
 from lora_ft.data.splits import Example, load_splits, require, split_to_score, with_labels
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
@@ -271,8 +273,10 @@ class _Answered:
 
     def line(self, row: int) -> dict[str, Any]:
         """Return the answer to a row and its scores, as a line of predictions has them."""
-        scores = {name: round(float(score.rows[row]), 2) for name, score in self.rows.items()}
-        return {"output": self.answers[row].text} | scores
+        figures = {name: float(score.rows[row]) for name, score in self.rows.items()}
+        scores = {name: round(figure, 2) if math.isfinite(figure) else None for name, figure in figures.items()}
+        details = {key: values[row] for score in self.rows.values() for key, values in score.details.items()}
+        return {"output": self.answers[row].text} | scores | details
 
 
 def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -> Evaluation:
@@ -319,7 +323,9 @@ def _score(model: Model, examples: Sequence[Example], task: Task, batch_size: in
     seconds = time.perf_counter() - began
     settings = task.evaluate
     texts, references = [answer.text for answer in answers], [example.references for example in examples]
-    rows = measure(task.metrics, texts, references, settings)
+    template = Prompt(task.prompt)
+    sources = ["\n".join(template.texts(example.row)) for example in examples]
+    rows = measure(task.metrics, texts, references, settings, sources)
     scores = ModelScores(
         model=model.name,
         scores={name: row.estimate(seed=settings.seed, resamples=settings.bootstrap) for name, row in rows.items()},

@@ -40,14 +40,15 @@ class Slice:
 
 
 def slices(answers: Sequence[_Answer], score: str, *, seed: int, resamples: int) -> list[Slice]:
-    """Return the slices of scored answers. A property is left out unless two of its values have 5 rows each.
+    """Return the slices of the answers that have a score. A property is left out unless two values have 5 rows each.
 
     Args:
         answers: Lines of a predictions file.
         score: Name of the score.
         seed, resamples: Of the bootstrap.
     """
-    scores = np.array([answer.get(score, 0.0) for answer in answers], np.float64)
+    answers = [answer for answer in answers if answer.get(score) is not None]
+    scores = np.array([answer[score] for answer in answers], np.float64)
     parts = []
     for by, values in _properties(answers):
         counts = Counter(values)

@@ -22,6 +22,7 @@ from lora_ft.reports.html import aside, document, escape, section, table
 from lora_ft.reports.markdown import interval
 from lora_ft.reports.svg import STYLE, Axis, Plot, Point, Series, figures
 from lora_ft.reports.table import NONE, Cell, Table
+from lora_ft.reports.unsupported import unsupported_table
 from lora_ft.runs.records import score_values
 from lora_ft.runs.run import LOG, PREDICTIONS, Run
 from lora_ft.tasks.evaluate import Evaluate
@@ -49,6 +50,8 @@ def render(run: Run) -> str:
         body.append(section(f"Scores on {split} rows", list(map(table, _score_tables(split, entry)))))
         if rows := predictions[split]:
             body.append(section(f"Lengths of {split} rows", _lengths(rows)))
+            if unsupported := unsupported_table(rows):
+                body.append(section(f"Names and numbers in {split} answers", [table(unsupported)]))
             body.append(section(f"Where {split} rows score high and low", _slices(rows, run.task.evaluate, entry)))
             body.append(section(f"Answers to {split} rows", _answers(rows, run.task.evaluate.metric, entry)))
     if not scores:
@@ -177,15 +180,16 @@ def _slices(rows: Sequence[_Answer], settings: Evaluate, entry: Mapping[str, Any
 def _answers(rows: Sequence[_Answer], metric: str, entry: Mapping[str, Any]) -> list[str]:
     """Return the best, worst and most changed answers by the metric of the task."""
     by = _by(metric, entry)
-    ordered = sorted(range(len(rows)), key=lambda at: -rows[at].get(by, 0.0))
-    count = min(_SHOWN_ROWS, len(rows))
+    scored = [at for at in range(len(rows)) if rows[at].get(by) is not None]
+    ordered = sorted(scored, key=lambda at: -rows[at][by])
+    count = min(_SHOWN_ROWS, len(ordered))
     worst = [at for at in reversed(ordered) if at not in ordered[:count]][:count]
     parts = [
         *_kind(f"Best {by}", ordered[:count], rows, by),
         *_kind(f"Worst {by}", worst, rows, by),
     ]
-    changed = [at for at in range(len(rows)) if "baseline" in rows[at]]
-    if not changed:
+    changed = [at for at in scored if rows[at].get("baseline", {}).get(by) is not None]
+    if not any("baseline" in row for row in rows):
         return [*parts, '<p class="note">To see what training changed, add --baseline to `lora-ft evaluate`.</p>']
     changed.sort(key=lambda at: -abs(_change(rows[at], by)))
     legend = "Words only in the base are <del>struck out</del>, words only in the run are <ins>underlined</ins>."
@@ -193,7 +197,7 @@ def _answers(rows: Sequence[_Answer], metric: str, entry: Mapping[str, Any]) -> 
 
 
 def _change(row: _Answer, by: str) -> float:
-    return float(row.get(by, 0.0)) - float(row["baseline"].get(by, 0.0))
+    return float(row[by] - row["baseline"][by])
 
 
 def _kind(title: str, indices: Sequence[int], rows: Sequence[_Answer], by: str, legend: str = "") -> list[str]:
@@ -204,13 +208,13 @@ def _kind(title: str, indices: Sequence[int], rows: Sequence[_Answer], by: str, 
 
 
 def _row(row: _Answer, at: int, by: str) -> str:
-    score = f"{by} {row.get(by, 0.0):.1f}"
+    score = f"{by} {row[by]:.1f}"
     prompt = row["prompt"] if len(row["prompt"]) <= _MAX_PROMPT else row["prompt"][:_MAX_PROMPT] + " …"
-    if "baseline" not in row:
+    if row.get("baseline", {}).get(by) is None:
         return answer_row(at + 1, [], [(f"run · {score}", escape(row["output"]))], row["references"], prompt)
     before = row["baseline"]
     old, new = marked(before["output"], row["output"])
-    captions = (f"base · {by} {before.get(by, 0.0):.1f}", f"run · {score}")
+    captions = (f"base · {by} {before[by]:.1f}", f"run · {score}")
     texts = list(zip(captions, (old, new), strict=True))
     return answer_row(at + 1, [f"{_change(row, by):+.1f}"], texts, row["references"], prompt)
 

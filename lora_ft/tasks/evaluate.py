@@ -17,7 +17,8 @@ class Evaluate(Section):
     """Scoring of answers."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
-    """Metrics that `lora-ft evaluate` computes: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore.
+    """Metrics that `lora-ft evaluate` computes: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore. Those
+    that compare answers with their sources instead of references: extractiveness, entity_precision.
     Two are added automatically: structured (valid, same_value) if answers are JSON, and classification (accuracy,
     macro_f1) if the task has labels; without labels, classification is an error."""
     metric: str = "rouge1"

@@ -15,13 +15,25 @@ SCORES_OF: dict[str, tuple[str, ...]] = {
     "bertscore": ("bertscore",),
     "structured": ("valid", "same_value"),
     "classification": ("accuracy", "macro_f1"),
+    "extractiveness": ("coverage", "density", "novel_unigrams", "novel_bigrams", "novel_trigrams"),
+    "entity_precision": ("entity_precision", "number_precision"),
 }
 """Scores of each metric. The metric's module has its name in lowercase."""
-SCORES = tuple(score for scores in SCORES_OF.values() for score in scores)
+FROM_SOURCE = ("extractiveness", "entity_precision")
+"""Metrics that compare answers with their sources. No model is chosen by them, as an empty answer may score best."""
+SCORES = tuple(score for name, scores in SCORES_OF.items() if name not in FROM_SOURCE for score in scores)
+"""Scores that a model may be chosen by."""
+UNSUPPORTED = "unsupported"
+"""Key of a predictions file: the names and numbers of an answer that its source lacks."""
 
 
 def check_score(name: str) -> str:
-    """Return the name of a score; raise ValueError if it is unknown."""
+    """Return the name of a score that a model may be chosen by; raise ValueError if there is none."""
+    if any(name in SCORES_OF[metric] for metric in FROM_SOURCE):
+        raise ValueError(
+            f"{name} compares answers with their sources, and no model is chosen by it; list its metric in "
+            f"evaluate.metrics, and use one of {', '.join(SCORES)} here"
+        )
     if name not in SCORES:
         raise ValueError(f"unknown score; use one of {', '.join(SCORES)}")
     return name

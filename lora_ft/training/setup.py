@@ -26,6 +26,7 @@ from lora_ft.models.generation import model_generation, torch_options
 from lora_ft.models.initialization import INITIAL
 from lora_ft.runs.run import CURVES, LOG
 from lora_ft.tasks.files import task_text
+from lora_ft.tasks.metric_names import FROM_SOURCE
 from lora_ft.tasks.schema import Task
 from lora_ft.training.distillation import open_teacher
 from lora_ft.training.packed_stack import pack_stacks
@@ -176,11 +177,12 @@ def _arguments(task: Task, plan: Plan, working: Path, validated: bool) -> Seq2Se
 def _scorer(task: Task, tokenizer: Tokenizer, rows: Sequence[Encoded]) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return a function that scores generated validation answers, including the metric that chooses checkpoints."""
     references = [row.references for row in rows]
+    metrics = [name for name in task.evaluate.metrics if name not in FROM_SOURCE]
 
     def score_all(prediction: EvalPrediction) -> dict[str, float]:
         # with several processes, the last batch is filled with copies of the first rows
         texts = tokenizer.decode(prediction.predictions[: len(references)])
-        scores = measure(task.evaluate.metrics, texts, references, task.evaluate)
+        scores = measure(metrics, texts, references, task.evaluate)
         best_metric = task.train.metric_for_best_model
         if best_metric not in scores:
             scores[best_metric] = score(best_metric, texts, references, task.evaluate)

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli import run as lora_ft
+from lora_ft.compare import compare
 from lora_ft.core.errors import UsageError
 from lora_ft.evaluate import evaluate
+from lora_ft.evaluation.metrics import measure
 from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
 from lora_ft.runs.run import Run
+from lora_ft.tasks.evaluate import Evaluate
 from lora_ft.tasks.files import load_task
-from lora_ft.tasks.metric_names import ROUGE
+from lora_ft.tasks.metric_names import ROUGE, SCORES_OF
 
 
 @pytest.fixture
@@ -122,3 +125,34 @@ def test_a_base_without_the_codec_is_scored_without_the_schema(make_task: Callab
         (path.parent / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     task = load_task(path)
     assert evaluate(task.base, task=task).scores["valid"].mean == 0
+
+
+def test_scores_by_source_and_unsupported_names_are_written(make_task: Callable[..., Path], tiny_base: Path) -> None:
+    metrics = ["rouge", "extractiveness", "entity_precision"]
+    task = make_task(evaluate={"metrics": metrics, "bootstrap": 100})
+    answers = task.parent / "answers.jsonl"
+    result = evaluate(str(tiny_base), task=task, predictions=answers, baseline=True)
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert set(result.scores) == {score for metric in metrics for score in SCORES_OF[metric]}
+    assert result.difference is not None
+    for name, score in result.scores.items():
+        values = [line[name] for line in lines if line[name] is not None]
+        assert score.mean == pytest.approx(sum(values) / len(values), abs=0.01) if values else 0.0
+        assert (result.difference[name].mean, result.difference[name].low) == (0, 0)
+    assert all(isinstance(line["unsupported"], list) for line in lines)
+    # The source is the text of the row, without the template's words.
+    rows = [json.loads(line) for line in (task.parent / "test.jsonl").read_text().splitlines()]
+    sources = [row["text"] for row in rows]
+    expected = measure(["extractiveness"], [line["output"] for line in lines], [["-"]] * 6, Evaluate(), sources)
+    assert [line["coverage"] for line in lines] == pytest.approx(expected["coverage"].rows, abs=0.01)
+
+    compared = compare([answers, answers], metrics=["rouge", "extractiveness"])
+    assert compared.contenders[1].scores["coverage"].mean == pytest.approx(result.scores["coverage"].mean, abs=0.01)
+    plain = task.parent / "plain.jsonl"
+    plain.write_text("\n".join(json.dumps({k: v for k, v in line.items() if k != "coverage"}) for line in lines))
+    assert "coverage" not in compare([answers, plain], metrics=["rouge", "extractiveness"]).contenders[0].scores
+    with pytest.raises(UsageError, match="not every file has the scores of entity_precision"):
+        unscored = task.parent / "unscored.jsonl"
+        keys = ("prompt", "output", "references")
+        unscored.write_text("\n".join(json.dumps({key: line[key] for key in keys}) for line in lines))
+        compare([answers, unscored], metrics=["entity_precision"])

@@ -1,6 +1,7 @@
 """Scores of answers against references, from 0 to 100. Each metric is a module of its name.
 
 A metric has a function `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `SCORES_OF`.
+The metrics of `FROM_SOURCE` have a fourth argument, `sources`.
 If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError. No metric uses
 the network.
 """
@@ -11,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lora_ft.core.errors import UsageError
 from lora_ft.evaluation.metrics.statistics import Estimate, Scored, difference, estimate
-from lora_ft.tasks.metric_names import SCORES_OF
+from lora_ft.tasks.metric_names import FROM_SOURCE, SCORES_OF
 
 if TYPE_CHECKING:
     from lora_ft.tasks.evaluate import Evaluate
@@ -30,7 +32,11 @@ __all__ = [
 
 
 def measure(
-    names: Iterable[str], answers: Sequence[str], references: Sequence[Sequence[str]], settings: Evaluate
+    names: Iterable[str],
+    answers: Sequence[str],
+    references: Sequence[Sequence[str]],
+    settings: Evaluate,
+    sources: Sequence[str] | None = None,
 ) -> dict[str, Scored]:
     """Return scores by name, in the order of the metrics.
 
@@ -39,14 +45,20 @@ def measure(
         answers: [rows] answers.
         references: [rows] acceptable texts, at least one for each row.
         settings: Language, stemmer and stop words of a task.
+        sources: [rows] texts that the answers were written from, for the metrics of `FROM_SOURCE`.
 
     Raises:
-        UsageError: A metric's package, data or model is missing.
+        UsageError: A metric's package, data or model is missing, or it needs sources and there are none.
     """
     scores: dict[str, Scored] = {}
     for name in names:
         module = import_module(f"{__name__}.{name.lower()}")
-        scores |= module.measure(answers, references, settings)
+        if name not in FROM_SOURCE:
+            scores |= module.measure(answers, references, settings)
+        elif sources is None:
+            raise UsageError(f"{name} needs the sources of the answers", "pass sources, or leave the metric out")
+        else:
+            scores |= module.measure(answers, references, settings, sources)
     return scores
 
 

@@ -6,9 +6,10 @@ or their scores are skewed, they contain the true score more often than percenti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -40,21 +41,25 @@ class Scored:
     """Scores of one metric.
 
     Attributes:
-        rows: [rows] score of each answer by itself, 0 to 100.
+        rows: [rows] score of each answer by itself, 0 to 100; NaN for an answer that has none.
         parts: [rows, n] sufficient statistics. Their sums over rows determine the score of all rows.
         whole: Function from sums [n] to the score of all rows.
         how: Signature needed to reproduce the score elsewhere, or "".
+        details: Further findings on each answer [rows] by name, such as the names that its source lacks.
     """
 
     rows: np.ndarray
     parts: np.ndarray
     whole: Callable[[np.ndarray], float]
     how: str = ""
+    details: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @classmethod
-    def mean(cls, rows: np.ndarray, how: str = "") -> Scored:
-        """Return a score of all rows that is the mean of the row scores."""
-        return cls(rows, rows[:, None], lambda sums: float(sums[0]) / len(rows), how)
+    def mean(cls, rows: np.ndarray, how: str = "", details: Mapping[str, Sequence[Any]] | None = None) -> Scored:
+        """Return a score of all rows that is the mean of the row scores, without rows that are NaN."""
+        known = np.isfinite(rows)
+        parts = np.stack([np.where(known, rows, 0.0), known], axis=1)
+        return cls(rows, parts, lambda sums: float(sums[0] / sums[1]) if sums[1] else np.nan, how, details or {})
 
     @property
     def value(self) -> float:
@@ -146,6 +151,7 @@ def _estimate(parts: np.ndarray, whole: Callable[[np.ndarray], float], seed: int
     sums = parts.sum(axis=0)
     value = whole(sums)
     resampled = np.array([whole(drawn) for drawn in _resampled(parts, seed, resamples)])
+    resampled = resampled[np.isfinite(resampled)]  # a resample may have no row with a score
     tails = _bca_tails(value, resampled, [whole(sums - row) for row in parts]) if len(parts) > 1 else _TAILS
     low, high = np.quantile(resampled, tails)
     return Estimate(float(value), float(low), float(high))
@@ -157,10 +163,12 @@ def _bca_tails(value: float, resampled: np.ndarray, left_out: Sequence[float]) -
     Args:
         value: Score of all rows.
         resampled: [resamples] scores.
-        left_out: Scores without one row each, up to a common factor.
+        left_out: Scores without one row each, up to a common factor; NaN if no other row has a score.
     """
     below = np.mean(resampled < value - _ROUNDING) + np.mean(np.abs(resampled - value) <= _ROUNDING) / 2
-    change = np.mean(left_out) - np.array(left_out)
+    changed = np.array(left_out)
+    changed = changed[np.isfinite(changed)]
+    change = np.mean(changed) - changed if len(changed) else changed
     spread = float(np.sum(change**2))
     if not 0 < below < 1 or spread <= _ROUNDING**2:  # nothing to correct by, since all scores are equal
         return _TAILS

@@ -31,6 +31,12 @@ def test_equal_rows_have_no_slices() -> None:
     assert slices([], "rouge1", seed=0, resamples=100) == []
 
 
+def test_rows_without_a_score_are_in_no_slice() -> None:
+    rows = [answer("w " * (i + 1), "x", float(i)) for i in range(30)]
+    parts = slices([*rows, answer("w", "x", 0.0) | {"rouge1": None}], "rouge1", seed=0, resamples=100)
+    assert parts == slices(rows, "rouge1", seed=0, resamples=100)
+
+
 def test_labels_scripts_overlap_cuts_and_columns_are_properties() -> None:
     rows = [
         answer(

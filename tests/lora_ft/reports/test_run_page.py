@@ -53,7 +53,8 @@ def evaluated(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows[0] |= {"prompt": NASTY, "output": NASTY, "references": [NASTY, "second"], "rouge1": 99.0}
     rows[0]["baseline"] |= {"rouge1": 90.0}
     rows[1]["baseline"] |= {"output": "the old answer", "rouge1": 88.0}
-    rows[1] |= {"output": "the new answer", "rouge1": 1.0}
+    rows[1] |= {"output": "the new answer", "rouge1": 1.0, "unsupported": ["Eve"]}
+    rows[2] |= {"rouge1": None}  # a score that could not be computed
     path.write_text("\n".join(map(json.dumps, rows)))
     log = [{"step": step, "loss": 3 - step / 1000, "learning_rate": 1e-3} for step in range(1, 1001)]
     log += [{"step": step, "eval_loss": 3.1, "eval_rouge1": step / 50} for step in range(100, 1001, 100)]
@@ -94,6 +95,7 @@ def test_evaluation_adds_scores_and_answers_of_run_and_base(evaluated: Run) -> N
     best, _, remainder = page.partition("Worst rouge1")
     assert "Row 1 " in best and "rouge1 99.0" in best
     assert "Row 2 " in remainder.partition("Most changed rouge1")[2].partition("</article>")[0]
+    assert "not in the source" in page and "Eve" in page
     assert "<del>old</del>" in page and "<ins>new</ins>" in page and "-87.0" in page
 
 

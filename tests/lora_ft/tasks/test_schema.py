@@ -52,6 +52,7 @@ from tests.lora_ft.tasks.task_files import MakeTask, errors_of
         ("evaluate.metrics=[rogue]", "unknown metric rogue; use one of rouge, rougeSU4, bleu"),
         ("evaluate.metrics=[]", "at least 1"),
         ("evaluate.metric=rouge", "unknown score; use one of rouge1, "),
+        ("evaluate.metric=coverage", "no model is chosen by it"),
         ("train.metric_for_best_model=accurate", "unknown score; use one of rouge1, "),
     ],
 )
@@ -102,6 +103,18 @@ def test_generation_options_are_those_of_the_task_and_the_maximum_length(make_ta
     options = {"num_beams": 4, "length_penalty": 0.8, "top_k": 50, "do_sample": False}
     assert load_task(beams).generation_options() == {"max_new_tokens": 24, **options}
     assert load_task(make_task(generate={"max_new_tokens": 5})).generation_options() == {"max_new_tokens": 5}
+
+
+@pytest.mark.parametrize("option", ["mbr=8", "temperature=0.7", "top_k=10", "top_p=0.9"])
+def test_options_of_sampling_need_sampling(make_task: MakeTask, option: str) -> None:
+    set_option = f"generate.{option}"
+    problem = str(errors_of(make_task(), set_option, "generate.num_beams=2"))
+    assert f"{set_option.partition('=')[0]} has no effect without sampling" in problem
+    assert "do_sample and generate.num_beams exclude each other" in str(
+        errors_of(make_task(generate={"do_sample": True}), set_option, "generate.num_beams=2")
+    )
+    load_task(make_task(generate={"do_sample": True}), [set_option])
+    load_task(make_task(generate={"do_sample": False}), [set_option])
 
 
 def test_quoted_words_are_labels(make_task: MakeTask) -> None:

@@ -149,3 +149,15 @@ def test_holm_corrects_for_the_number_of_tests() -> None:
     """The example of R's `p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")`."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.2]) == [0.2] and holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_rows_without_a_score_are_left_out_of_the_mean() -> None:
+    rows = np.array([80.0, np.nan, 60.0, 90.0, np.nan, 70.0])
+    scored = Scored.mean(rows)
+    assert scored.value == pytest.approx(75)
+    estimate = scored.estimate(seed=0, resamples=500)
+    assert 60 <= estimate.low < 75 < estimate.high <= 90
+    other = Scored.mean(np.where(np.isfinite(rows), rows - 5, 50.0))
+    assert difference(scored, other, seed=0, resamples=500).mean == pytest.approx(75 - other.value)
+    one = Scored.mean(np.array([40.0, np.nan, np.nan, np.nan])).estimate(seed=0, resamples=200)
+    assert (one.mean, one.low, one.high) == (40, 40, 40)

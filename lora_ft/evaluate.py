@@ -22,6 +22,7 @@ from lora_ft.core.prompt import Prompt
 from lora_ft.data.readers import Row
 from lora_ft.data.splits import Example, load_splits, require, split_to_score, with_labels
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
+from lora_ft.evaluation.metrics import require as require_metrics
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
 from lora_ft.evaluation.slices import columns_to_slice
 from lora_ft.evaluation.warnings import Overlap, answer_warnings, check_rows
@@ -283,6 +284,7 @@ def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -
     task = with_labels(task)
     splits = load_splits(task, [request.split])
     examples = require(splits, request.split, task)[: request.limit]
+    require_metrics(task.metrics, task.evaluate)
     progress.stage("looking for duplicates of training rows")
     trained = model.kind in ("run", "bundle") or model.task is not None
     checks = check_rows(task, request.split, examples, may_be_selected=trained)

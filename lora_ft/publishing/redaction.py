@@ -49,8 +49,9 @@ def public_task(task: Task) -> Task:
     scoring = content["evaluate"]
     if scoring.get("json_schema", FHIR_R4) != FHIR_R4:
         scoring["json_schema"] = f"./{PurePath(scoring['json_schema']).name}"
-    if "bertscore_model" in scoring:
-        scoring["bertscore_model"] = base_name(scoring["bertscore_model"])
+    for key in ("bertscore_model", "nli_model"):
+        if key in scoring:
+            scoring[key] = base_name(scoring[key])
     return Task.model_validate(content | {"base": base_name(task.base)})
 
 

@@ -18,7 +18,7 @@ class Evaluate(Section):
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
     """Metrics that `lora-ft evaluate` computes: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore. Those
-    that compare answers with their sources instead of references: extractiveness, entity_precision.
+    that compare answers with their sources instead of references: extractiveness, entity_precision, nli.
     Two are added automatically: structured (valid, same_value) if answers are JSON, and classification (accuracy,
     macro_f1) if the task has labels; without labels, classification is an error."""
     metric: str = "rouge1"
@@ -35,6 +35,10 @@ class Evaluate(Section):
     """Remove the most common English words before ROUGE compares words."""
     bertscore_model: str | None = None
     """Folder or hub name of BERTScore's encoder."""
+    nli_model: str | None = None
+    """Folder or hub name of the metric nli's classifier, whose config names a label for entailment."""
+    nli_window: Annotated[Whole, Field(ge=1, le=1000)] = 1
+    """Source sentences that may entail a sentence of the answer together. 3 or more suit dialogues."""
     json_schema: str | None = None
     """Schema that answers are checked against: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[Whole, Field(ge=100, le=100_000)] = 1000
@@ -63,4 +67,6 @@ class Evaluate(Section):
             )
         if "bertscore" in (*self.metrics, self.metric) and self.bertscore_model is None:
             raise ValueError("bertscore requires bertscore_model; set the folder or hub name of an encoder")
+        if "nli" in self.metrics and self.nli_model is None:
+            raise ValueError("nli requires nli_model; set the folder or hub name of a classifier trained for NLI")
         return self

@@ -17,14 +17,15 @@ SCORES_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "extractiveness": ("coverage", "density", "novel_unigrams", "novel_bigrams", "novel_trigrams"),
     "entity_precision": ("entity_precision", "number_precision"),
+    "nli": ("entailment",),
 }
 """Scores of each metric. The metric's module has its name in lowercase."""
-FROM_SOURCE = ("extractiveness", "entity_precision")
+FROM_SOURCE = ("extractiveness", "entity_precision", "nli")
 """Metrics that compare answers with their sources. No model is chosen by them, as an empty answer may score best."""
 SCORES = tuple(score for name, scores in SCORES_OF.items() if name not in FROM_SOURCE for score in scores)
 """Scores that a model may be chosen by."""
-UNSUPPORTED = "unsupported"
-"""Key of a predictions file: the names and numbers of an answer that its source lacks."""
+UNSUPPORTED, UNENTAILED = "unsupported", "unentailed"
+"""Keys of a predictions file: an answer's names and numbers that its source lacks, and sentences it does not entail."""
 
 
 def check_score(name: str) -> str:

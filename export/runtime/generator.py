@@ -22,10 +22,9 @@ from lora_ft.export.runtime.bank import Bank, RowAdapters, unknown_adapter
 from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
-from lora_ft.export.runtime.encoder_choice import choose_encoder
 from lora_ft.export.runtime.generated import Generated
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, flat_seed, listed, unmasked_rows
-from lora_ft.export.runtime.kernel_choice import choose_kernel
+from lora_ft.export.runtime.kernel_choice import choose_kernels
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
 from lora_ft.export.runtime.model import Model
 from lora_ft.export.runtime.phrases import VERSION as PHRASES_VERSION
@@ -123,8 +122,8 @@ class Generator:
             generator = cls(folder, manifest, threads or allowed_cpus(), name)
             model = generator.model
             if kernel:
-                generator.step_engine = choose_kernel(model, folder, manifest, generator.special, generator.bank)
-                generator.encoder_engine = choose_encoder(model, folder, manifest, generator.special)
+                chosen = choose_kernels(model, folder, manifest, generator.special, generator.bank)
+                generator.step_engine, generator.encoder_engine = chosen
             if device_steps:
                 generator.device_loop = DeviceLoop(folder, model, device_steps)
                 generator.step_engine = str(generator.device_loop)

@@ -1,9 +1,10 @@
-"""The choice between the graphs of a bundle and the kernel, by the answers to the bundle's probe."""
+"""The choice between a bundle's graphs and the kernels of steps and encoder, by the answers to the bundle's probe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import pad, ragged
 from lora_ft.export.runtime.bank import Bank
+from lora_ft.export.runtime.encoder_kernel import EncoderKernel
 from lora_ft.export.runtime.kernel import StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED, PROBE
 from lora_ft.export.runtime.model import Model
@@ -21,12 +23,10 @@ NEAR = 0.02
 _CHECKED = 16  # tokens of each answer of the probe
 
 
-def choose_kernel(
+def choose_kernels(
     model: Model, folder: Path, manifest: Mapping[str, Any], special: SpecialTokens, bank: Bank | None = None
-) -> str:
-    """Let the kernel take a model's steps if it can and agrees with the graphs, and return what takes them.
-
-    In a bank, the base and one adapter are compared, since all adapters share their graphs.
+) -> tuple[str, str]:
+    """Let the kernels take a model's steps and encode its sources, each if it can and agrees with the graphs.
 
     Args:
         model: The model.
@@ -34,28 +34,69 @@ def choose_kernel(
         manifest: Content of its manifest.json.
         special: Its special tokens.
         bank: Its adapters, if it is a bank.
+
+    Returns:
+        What takes the steps, and what encodes.
     """
-    if model.provider != "cpu":
-        return "graphs: GPUs have no kernel"
-    inputs = bank.inputs if bank else {}
-    try:
-        kernel = StepKernel(folder, manifest["precision"], model.threads, inputs.get(ADAPTED + "step", ()))
-    except ValueError as error:
-        return f"graphs: {error}"
-    shape = len(model.cache_names) // 2, *model.head_shape, kernel.vocabulary
-    graphs = Model(folder, shape, model.threads, inputs=inputs)  # its own, so that its graphs of steps are closed
-    probes: list[tuple[str | None, Any]] = [(None, read_probe(folder))]
-    if bank:
-        probes += [(name, bank.probe(name)) for name in bank.names[:1]]
-    model.kernel = kernel
-    for name, probe in probes:
-        ids, mask, before = forced_answers(probe, special)
-        source = graphs.encode(ids, mask, bank.select([name] * len(ids)) if bank else None)
-        ours, theirs = (each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, graphs))
-        if (difference := disagreement(ours, theirs)) > NEAR:
-            model.kernel = None
-            return f"graphs: the kernel's answers to the probe differ, by {difference:.3f} of the range of the logits"
-    return f"kernel ({kernel.instructions})"
+    comparison = _Comparison(model, folder, special, bank)
+    return comparison.steps(manifest["precision"]), comparison.encoder(manifest["precision"])
+
+
+class _Comparison:
+    """The kernels of a bundle beside its graphs, which are a model of their own, so that they are closed at the end."""
+
+    def __init__(self, model: Model, folder: Path, special: SpecialTokens, bank: Bank | None) -> None:
+        self._model, self._folder, self._special, self._bank = model, folder, special, bank
+
+    @cached_property
+    def _graphs(self) -> Model:
+        kernel = self._model.kernel or self._model.encoder
+        assert kernel is not None
+        shape = len(self._model.cache_names) // 2, *self._model.head_shape, kernel.vocabulary
+        inputs = self._bank.inputs if self._bank else {}
+        return Model(self._folder, shape, self._model.threads, inputs=inputs)
+
+    def steps(self, precision: str) -> str:
+        """Return what takes the steps. In a bank, the base and one adapter are compared: all share their graphs."""
+        model, bank = self._model, self._bank
+        if model.provider != "cpu":
+            return "graphs: GPUs have no kernel"
+        adapted = bank.inputs.get(ADAPTED + "step", ()) if bank else ()
+        try:
+            model.kernel = kernel = StepKernel(self._folder, precision, model.threads, adapted)
+        except ValueError as error:
+            return f"graphs: {error}"
+        probes: list[tuple[str | None, Any]] = [(None, read_probe(self._folder))]
+        if bank:
+            probes += [(name, bank.probe(name)) for name in bank.names[:1]]
+        for name, probe in probes:
+            ids, mask, before = forced_answers(probe, self._special)
+            source = self._graphs.encode(ids, mask, bank.select([name] * len(ids)) if bank else None)
+            answers = [each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, self._graphs)]
+            if (difference := disagreement(*answers)) > NEAR:
+                model.kernel = None
+                return (
+                    f"graphs: the kernel's answers to the probe differ, by {difference:.3f} of the range of the logits"
+                )
+        return f"kernel ({kernel.instructions})"
+
+    def encoder(self, precision: str) -> str:
+        """Return what encodes. Answers are those of the steps that were chosen."""
+        model = self._model
+        if model.provider != "cpu" or self._bank:
+            return "graph: banks and GPUs have no kernel"
+        try:
+            model.encoder = kernel = EncoderKernel(self._folder, precision, model.threads)
+        except ValueError as error:
+            return f"graph: {error}"
+        ids, mask, before = forced_answers(read_probe(self._folder), self._special)
+        answers = [
+            model.logits(each.encode(ids, mask), model.cache(len(ids)), before) for each in (model, self._graphs)
+        ]
+        if (difference := disagreement(*answers)) > NEAR:
+            model.encoder = None
+            return f"graph: the answers to the probe differ, by {difference:.3f} of the range of the logits"
+        return f"kernel ({kernel.instructions})"
 
 
 def read_probe(folder: Path) -> Any:

@@ -200,7 +200,6 @@ def test_a_kernel_that_disagrees_is_not_chosen(
     load("int8")
     monkeypatch.delenv("LORA_FT_KERNELS")
     monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.disagreement", lambda ours, theirs: 0.5)
-    monkeypatch.setattr("lora_ft.export.runtime.encoder_choice.disagreement", lambda ours, theirs: 0.5)
     generator = Generator.load(folders("int8"))
     assert generator.model.kernel is None and "differ" in generator.step_engine
     assert generator.model.encoder is None and "differ" in generator.encoder_engine

@@ -53,18 +53,29 @@ class Adapter:
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], changes: Mapping[int, LowRank]) -> None:
-        self._changes, self._arrays = (_LowRank * len(shapes))(), list[np.ndarray]()
-        for number, change in changes.items():
+        packed = dict[int, list[np.ndarray]]()
+        for number, change in sorted(changes.items()):
             parts, rank, width = change.b.shape
             shape = len(change.a), parts * width
             sizes = change.a.shape[1], change.a_scale.size, change.b_scale.size
             is_layer = number in range(len(shapes) - 1) and shape == shapes[number]
             if not is_layer or sizes != (parts * rank, parts * rank, shape[1]) or width % TILE:
                 raise ValueError(f"a change {change.a.shape}, {change.b.shape} does not fit layer {number}")
-            arrays = _packed(change)
-            self._arrays += arrays  # kept alive
-            pointers = (array.ctypes.data for array in arrays)
-            self._changes[number] = _LowRank(parts, width // TILE, len(arrays[0]) // parts, change.step, *pointers)
+            packed[number] = _packed(change)
+        # one block in the order in which the layers are read
+        size = sum(array.nbytes + _LINE for arrays in packed.values() for array in arrays)
+        block = np.empty(size + _LINE, np.uint8)
+        self._memory = block[-block.ctypes.data % _LINE :]
+        self._changes, at = (_LowRank * len(shapes))(), 0
+        for number, arrays in packed.items():
+            pointers = []
+            for array in arrays:
+                self._memory[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+                pointers.append(self._memory.ctypes.data + at)
+                at += array.nbytes + -array.nbytes % _LINE
+            parts, _, width = changes[number].b.shape
+            fields = parts, width // TILE, len(arrays[0]) // parts, changes[number].step
+            self._changes[number] = _LowRank(*fields, *pointers)
         self.address = ctypes.addressof(self._changes)
 
 

@@ -1,61 +1,84 @@
 // What adapters add to the products of their rows: B times the rounded product with A, in bytes as in a bank's graphs.
 //
-// A is the same for all tiles, so each thread computes all of its product. B's is computed tile by tile.
+// The threads share the rows of A's products. B's are computed tile by tile, with the tiles that they are added to.
 #pragma once
 
 #include <vector>
 
+#include "layers.h"
 #include "products.h"
 
 namespace lora_ft::LANES {
 
-class Additions {
-  public:
-    // Multiplies rows [rows, inputs] with the A of their adapters.
-    void set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input);
-    // Adds B's product to the row's product [32] with a tile.
-    void add(int tile, int row, float* values) const;
-
-  private:
-    struct Row {
-        const LowRank* adapter;  // or null
-        float step;
-        size_t place;  // of the product with A
-    };
-
-    void multiply(const LowRank& adapter, const int8_t* x, int stride, float factor);
-
-    std::vector<Row> rows_;      // empty without adapters
-    std::vector<int8_t> inner_;  // products with A
-    Quantized own_;              // a row, where the matrix takes it rounded otherwise
+// What is added to a row of products with one matrix.
+struct Addition {
+    const LowRank* adapter = nullptr;
+    float step = 0;
+    const int8_t* inner = nullptr;  // product with A
 };
 
-inline void Additions::set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input) {
-    rows_.clear();
-    inner_.clear();
-    const int count = call.adapters ? call.rows * call.tokens : 0;
-    for (int row = 0; row < count; ++row) {
-        const LowRank* const adapters = call.adapters[row / (count / call.sources)];
-        if (!adapters || !adapters[matrix.number].a) {
-            rows_.push_back({});
-            continue;
-        }
-        const LowRank& adapter = adapters[matrix.number];
-        const bool same = input.groups == 1 && matrix.step == adapter.step;
+// The part of one thread in the additions of a call.
+class Additions {
+  public:
+    // Multiplies this thread's rows of `all` [rows] with the A of their adapters, given rows [rows, inputs].
+    void set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input, int thread, int threads,
+             std::vector<Addition>& all);
+    // Fetches a part of the A that the row needs for the next matrix, if this thread multiplies it.
+    void prefetch_next(int row);
+
+  private:
+    void multiply(const LowRank& adapter, const int8_t* x, int stride, float factor, int8_t* to);
+
+    int begin_ = 0;                     // first row
+    std::vector<int8_t> inner_;         // products with A
+    std::vector<std::pair<const uint8_t*, const uint8_t*>> next_;  // of each row: what of the next A is not fetched
+    Quantized own_;                     // a row, where the matrix takes it rounded otherwise
+};
+
+inline void Additions::set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input,
+                           int thread, int threads, std::vector<Addition>& all) {
+    const int count = call.rows * call.tokens, shared = count / call.sources;
+    const auto [begin, end] = share(count, thread, threads);
+    const auto adapter_of = [&](int row) {
+        const LowRank* const adapters = call.adapters[row / shared];
+        return adapters && adapters[matrix.number].a ? adapters + matrix.number : nullptr;
+    };
+    int width = 0;
+    for (int row = begin; row < end; ++row)
+        if (const LowRank* const adapter = adapter_of(row)) width = std::max(width, adapter->parts * adapter->rank);
+    width = (width + kLanes - 1) / kLanes * kLanes;
+    inner_.resize(static_cast<size_t>(end - begin) * width);
+    next_.assign(end - begin, {});
+    begin_ = begin;
+    for (int row = begin; row < end; ++row) {
+        const LowRank* const adapter = adapter_of(row);
+        all[row].adapter = adapter;
+        if (!adapter) continue;
+        const bool same = input.groups == 1 && matrix.step == adapter->step;
         if (!same) {
             Matrix plain = matrix;
-            plain.bits = 8, plain.group = matrix.inputs, plain.step = adapter.step;
+            plain.bits = 8, plain.group = matrix.inputs, plain.step = adapter->step;
             own_.set(from + static_cast<size_t>(row) * matrix.inputs, 1, plain);
         }
         const Quantized& x = same ? input : own_;
         const size_t at = same ? row : 0;
+        int8_t* const inner = inner_.data() + static_cast<size_t>(row - begin) * width;
         // with a scale per row, A's scales are in its units
-        rows_.push_back({&adapter, adapter.step ? 1 : x.steps[at], inner_.size()});
-        multiply(adapter, x.values.data() + at * x.stride, x.stride, adapter.step ? adapter.step : 1);
+        all[row] = {adapter, adapter->step ? 1 : x.steps[at], inner};
+        multiply(*adapter, x.values.data() + at * x.stride, x.stride, adapter->step ? adapter->step : 1, inner);
+        if (row == begin || adapter != all[row - 1].adapter)
+            next_[row - begin] = {adapter[1].a, reinterpret_cast<const uint8_t*>(adapter[1].a_scale)};
     }
 }
 
-inline void Additions::multiply(const LowRank& adapter, const int8_t* x, int stride, float factor) {
+inline void Additions::prefetch_next(int row) {
+    constexpr int kLines = 16;
+    if (row < begin_ || row >= begin_ + static_cast<int>(next_.size())) return;
+    auto& [at, end] = next_[row - begin_];
+    for (int i = 0; i < kLines && at < end; ++i, at += 64) prefetch(at);
+}
+
+inline void Additions::multiply(const LowRank& adapter, const int8_t* x, int stride, float factor, int8_t* to) {
     const int columns = adapter.parts * adapter.rank;
     Ints zeros{};
     for (int i = 0; i < stride; i += 64) zeros = dot(zeros, Bytes{} + 128, load<Ints>(x + i));
@@ -68,17 +91,26 @@ inline void Additions::multiply(const LowRank& adapter, const int8_t* x, int str
             each[j] = to_floats(total);
         }
         const Floats product = sums(each) * (floats(adapter.a_scale + first) * factor);
-        inner_.resize(inner_.size() + kLanes);
-        store_bytes(&inner_[inner_.size() - kLanes], rounded(smaller(larger(product, splat(-128.0f)), splat(127.0f))));
+        store_bytes(to + first, rounded(smaller(larger(product, splat(-128.0f)), splat(127.0f))));
     }
 }
 
-inline void Additions::add(int tile, int row, float* values) const {
-    if (rows_.empty() || !rows_[row].adapter) return;
-    const LowRank& adapter = *rows_[row].adapter;
-    const int8_t* x = inner_.data() + rows_[row].place;
+inline const uint8_t* tile_of(const LowRank& adapter, int tile) {
+    return adapter.b + static_cast<size_t>(tile) * kTile * (sizeof(float) + adapter.rank);
+}
+
+// Fetches the part of B that is added to a tile.
+inline void prefetch_tile(const LowRank& adapter, int tile) {
+    const uint8_t* const end = tile_of(adapter, tile + 1);
+    for (const uint8_t* line = tile_of(adapter, tile); line < end; line += 64) prefetch(line);
+}
+
+// Adds B's product to the row's product [32] with a tile.
+inline void add_product(const Addition& addition, int tile, float* values) {
+    const LowRank& adapter = *addition.adapter;
+    const int8_t* x = addition.inner;
     for (int end = adapter.tiles; tile >= end; end += adapter.tiles) x += adapter.rank;
-    const uint8_t* const scales = adapter.b + static_cast<size_t>(tile) * kTile * (sizeof(float) + adapter.rank);
+    const uint8_t* const scales = tile_of(adapter, tile);
     const uint8_t* weights = scales + kTile * sizeof(float);
     Ints zeros{}, sums[2] = {};
     for (int i = 0; i < adapter.rank; i += 4, weights += 128) {
@@ -89,7 +121,7 @@ inline void Additions::add(int tile, int row, float* values) const {
     }
     for (int half = 0; half < 2; ++half) {
         float* const to = values + half * kLanes;
-        const Floats scale = load<Floats>(scales + 64 * half) * rows_[row].step;
+        const Floats scale = load<Floats>(scales + 64 * half) * addition.step;
         store(to, fma(to_floats(sums[half] - zeros), scale, floats(to)));
     }
 }

@@ -94,7 +94,7 @@ struct Stack {
     std::vector<int64_t> ends;  // tokens that end an answer
 };
 
-// What an adapter adds to the product with a matrix.
+// What an adapter adds to the product with a matrix. A, its scales and B lie one after another.
 struct LowRank {
     int parts, tiles;      // parts of the outputs, each with columns of A of its own, and tiles of each
     int rank;              // a multiple of 4

@@ -42,11 +42,11 @@ class Step {
     void choose(int thread);
     void score(Own& own, int tile);
     void score_likely(int thread, int begin, int end);
-    void normed(Own& own, const std::vector<float>& weight, const Matrix& matrix);
+    void normed(int thread, const std::vector<float>& weight, const Matrix& matrix, int tile);
     void add(const Matrix& matrix, const std::vector<float>& from, int thread);
-    void take(Own& own, const float* from, const Matrix& matrix);
+    void take(int thread, const float* from, const Matrix& matrix, int tile);
     template <class Sink>
-    void each_row(const Matrix& matrix, int tile, const Own& own, Sink sink) const;
+    void each_row(const Matrix& matrix, int tile, Own& own, Sink sink) const;
     void wait() { barrier_.wait(threads_); }
 
     const Stack& decoder_;
@@ -54,6 +54,7 @@ class Step {
     const Call& call_;
     const int threads_, count_;  // count: tokens of all rows
     std::vector<float> hidden_, mixed_, inner_, query_;
+    std::vector<Addition> added_;  // [rows], or empty without adapters
     std::vector<int> attended_;  // of each source: tokens up to the last that is not masked
     std::vector<Own> own_;
     Barrier barrier_;
@@ -69,6 +70,7 @@ inline Step::Step(const Stack& decoder, const Call& call, int threads)
       mixed_(static_cast<size_t>(count_) * sizes_.width()),
       inner_(static_cast<size_t>(count_) * sizes_.d_ff),
       query_(static_cast<size_t>(count_) * sizes_.width()),
+      added_(call.adapters ? count_ : 0),
       attended_(call.sources),
       own_(threads) {
     for (int source = 0; source < call.sources; ++source) {
@@ -109,22 +111,32 @@ inline void Step::embed(int thread) {
         LANES::embed(decoder_, call_.ids[i], hidden_.data() + static_cast<size_t>(i) * sizes_.d_model);
 }
 
-inline void Step::normed(Own& own, const std::vector<float>& weight, const Matrix& matrix) {
-    norm(sizes_, hidden_.data(), count_, weight, own.normed.data());
-    take(own, own.normed.data(), matrix);
+inline void Step::normed(int thread, const std::vector<float>& weight, const Matrix& matrix, int tile) {
+    float* const rows = own_[thread].normed.data();
+    norm(sizes_, hidden_.data(), count_, weight, rows);
+    take(thread, rows, matrix, tile);
 }
 
-// Makes rows the inputs of a matrix.
-inline void Step::take(Own& own, const float* from, const Matrix& matrix) {
+// Makes rows the inputs of a matrix, of which the thread computes this tile first.
+inline void Step::take(int thread, const float* from, const Matrix& matrix, int tile) {
+    Own& own = own_[thread];
     own.input.set(from, count_, matrix);
-    own.additions.set(call_, matrix, from, own.input);
+    if (added_.empty()) return;
+    own.additions.set(call_, matrix, from, own.input, thread, threads_, added_);
+    wait();
+    for (const Addition& addition : added_)
+        if (addition.adapter) prefetch_tile(*addition.adapter, tile);
 }
 
 // Calls `sink(row, values [32])` with each row's product with one tile, and what its adapter adds.
 template <class Sink>
-inline void Step::each_row(const Matrix& matrix, int tile, const Own& own, Sink sink) const {
+inline void Step::each_row(const Matrix& matrix, int tile, Own& own, Sink sink) const {
     each_product(matrix, tile, own.input, count_, [&](int row, float* values) {
-        own.additions.add(tile, row, values);
+        if (!added_.empty() && added_[row].adapter) {
+            if (!row || added_[row].adapter != added_[row - 1].adapter) prefetch_tile(*added_[row].adapter, tile + 1);
+            own.additions.prefetch_next(row);
+            add_product(added_[row], tile, values);
+        }
         sink(row, values);
     });
 }
@@ -134,11 +146,11 @@ inline void Step::attend_self(int number, int thread) {
     Own& own = own_[thread];
     const int size = sizes_.d_kv, width = sizes_.width(), tiles = size / kTile;
     const std::vector<float>& bias = layer.bias.empty() ? decoder_.layers[0].bias : layer.bias;
-    normed(own, layer.norms[0], layer.joined);
     const auto position = [&](int row) {
         return static_cast<int>(call_.lengths[call_.lengths_count == 1 ? 0 : row / call_.tokens]) + row % call_.tokens;
     };
     const auto [begin, end] = share(sizes_.heads, thread, threads_);
+    normed(thread, layer.norms[0], layer.joined, begin * tiles);
     for (int head = begin; head < end; ++head) {
         const auto cached = [&](int kind, int row) {
             const size_t first = static_cast<size_t>(row / call_.tokens) * sizes_.heads + head;
@@ -173,8 +185,8 @@ inline void Step::attend_source(int number, int thread) {
     Own& own = own_[thread];
     const int size = sizes_.d_kv, width = sizes_.width(), tiles = size / kTile;
     const int shared = count_ / call_.sources;  // tokens of each source
-    normed(own, layer.norms[1], layer.query);
     const auto [begin, end] = share(sizes_.heads, thread, threads_);
+    normed(thread, layer.norms[1], layer.query, begin * tiles);
     for (int head = begin; head < end; ++head) {
         for (int tile = 0; tile < tiles; ++tile) {
             const int column = head * size + tile * kTile;
@@ -198,8 +210,8 @@ inline void Step::attend_source(int number, int thread) {
 // Adds the product of `from` with a matrix to the hidden states.
 inline void Step::add(const Matrix& matrix, const std::vector<float>& from, int thread) {
     Own& own = own_[thread];
-    take(own, from.data(), matrix);
     const auto [begin, end] = share(matrix.tiles(), thread, threads_);
+    take(thread, from.data(), matrix, begin);
     for (int tile = begin; tile < end; ++tile)
         each_row(matrix, tile, own, [&](int row, const float* values) {
             add_tile(hidden_.data() + static_cast<size_t>(row) * sizes_.d_model + tile * kTile, values);
@@ -208,9 +220,9 @@ inline void Step::add(const Matrix& matrix, const std::vector<float>& from, int 
 
 inline void Step::feed(const Layer& layer, int thread) {
     Own& own = own_[thread];
-    normed(own, layer.norms[2], layer.up);
     const int tiles = sizes_.d_ff / kTile;
     const auto [begin, end] = share(tiles, thread, threads_);
+    normed(thread, layer.norms[2], layer.up, begin);
     for (int tile = begin; tile < end; ++tile) {
         const auto place = [&](int row) {
             return inner_.data() + static_cast<size_t>(row) * sizes_.d_ff + tile * kTile;
@@ -231,7 +243,8 @@ inline void Step::feed(const Layer& layer, int thread) {
 inline void Step::choose(int thread) {
     Own& own = own_[thread];
     const Matrix& head = decoder_.head;
-    normed(own, decoder_.final_norm, head);
+    norm(sizes_, hidden_.data(), count_, decoder_.final_norm, own.normed.data());
+    own.input.set(own.normed.data(), count_, head);
     own.best.assign(count_ * kLanes, -INFINITY);
     own.where.assign(count_ * kLanes, 0);
     const auto [begin, end] = share(head.tiles(), thread, threads_);

@@ -122,10 +122,11 @@ inline void Step::take(int thread, const float* from, const Matrix& matrix, int 
     Own& own = own_[thread];
     own.input.set(from, count_, matrix);
     if (added_.empty()) return;
+    for (int source = 0; source < call_.sources; ++source)
+        if (const LowRank* const adapters = call_.adapters[source]; adapters && adapters[matrix.number].a)
+            prefetch_tile(adapters[matrix.number], tile);
     own.additions.set(call_, matrix, from, own.input, thread, threads_, added_);
     wait();
-    for (const Addition& addition : added_)
-        if (addition.adapter) prefetch_tile(*addition.adapter, tile);
 }
 
 // Calls `sink(row, values [32])` with each row's product with one tile, and what its adapter adds.
@@ -151,30 +152,26 @@ inline void Step::attend_self(int number, int thread) {
     };
     const auto [begin, end] = share(sizes_.heads, thread, threads_);
     normed(thread, layer.norms[0], layer.joined, begin * tiles);
-    for (int head = begin; head < end; ++head) {
-        const auto cached = [&](int kind, int row) {
-            const size_t first = static_cast<size_t>(row / call_.tokens) * sizes_.heads + head;
-            return call_.past[2 * number + kind] + first * call_.room * size;
-        };
-        for (int tile = 0; tile < tiles; ++tile) {
-            const int column = head * size + tile * kTile;
-            each_row(layer.joined, column / kTile, own, [&](int row, const float* values) {
-                std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
+    const auto cached = [&](int kind, int row, int head) {
+        const size_t first = static_cast<size_t>(row / call_.tokens) * sizes_.heads + head;
+        return call_.past[2 * number + kind] + first * call_.room * size;
+    };
+    for (int kind = -1; kind < 2; ++kind)  // queries, keys and values
+        for (int tile = begin * tiles; tile < end * tiles; ++tile) {
+            const int head = tile / tiles, column = tile % tiles * kTile;
+            each_row(layer.joined, (kind + 1) * sizes_.heads * tiles + tile, own, [&](int row, const float* values) {
+                float* const to = kind < 0 ? query_.data() + static_cast<size_t>(row) * width + head * size
+                                           : cached(kind, row, head) + static_cast<size_t>(position(row)) * size;
+                std::memcpy(to + column, values, sizeof(float) * kTile);
             });
-            for (int kind = 0; kind < 2; ++kind) {
-                const int place = ((kind + 1) * width + column) / kTile;
-                each_row(layer.joined, place, own, [&](int row, const float* values) {
-                    float* const to = cached(kind, row) + static_cast<size_t>(position(row)) * size + tile * kTile;
-                    std::memcpy(to, values, sizeof(float) * kTile);
-                });
-            }
         }
+    for (int head = begin; head < end; ++head) {
         const float* const by_distance = bias.data() + static_cast<size_t>(head) * (sizes_.far + 1);
         for (int row = 0; row < count_; ++row) {
             const int last = position(row);
             for (int key = 0; key <= last; ++key) own.weights[key] = by_distance[std::min(last - key, sizes_.far)];
             const size_t place = static_cast<size_t>(row) * width + head * size;
-            attend(query_.data() + place, cached(0, row), cached(1, row), last + 1, size, own.weights.data(),
+            attend(query_.data() + place, cached(0, row, head), cached(1, row, head), last + 1, size, own.weights.data(),
                    mixed_.data() + place);
         }
     }
@@ -187,13 +184,11 @@ inline void Step::attend_source(int number, int thread) {
     const int shared = count_ / call_.sources;  // tokens of each source
     const auto [begin, end] = share(sizes_.heads, thread, threads_);
     normed(thread, layer.norms[1], layer.query, begin * tiles);
+    for (int tile = begin * tiles; tile < end * tiles; ++tile)
+        each_row(layer.query, tile, own, [&](int row, const float* values) {
+            std::memcpy(query_.data() + static_cast<size_t>(row) * width + tile * kTile, values, sizeof(float) * kTile);
+        });
     for (int head = begin; head < end; ++head) {
-        for (int tile = 0; tile < tiles; ++tile) {
-            const int column = head * size + tile * kTile;
-            each_row(layer.query, column / kTile, own, [&](int row, const float* values) {
-                std::memcpy(query_.data() + static_cast<size_t>(row) * width + column, values, sizeof(float) * kTile);
-            });
-        }
         for (int row = 0; row < count_; ++row) {
             const int source = row / shared, length = attended_[source];
             const int64_t* const mask = call_.mask + static_cast<size_t>(source) * call_.source_length;
@@ -223,21 +218,20 @@ inline void Step::feed(const Layer& layer, int thread) {
     const int tiles = sizes_.d_ff / kTile;
     const auto [begin, end] = share(tiles, thread, threads_);
     normed(thread, layer.norms[2], layer.up, begin);
-    for (int tile = begin; tile < end; ++tile) {
-        const auto place = [&](int row) {
-            return inner_.data() + static_cast<size_t>(row) * sizes_.d_ff + tile * kTile;
-        };
+    const auto place = [&](int row, int tile) {
+        return inner_.data() + static_cast<size_t>(row) * sizes_.d_ff + tile * kTile;
+    };
+    for (int tile = begin; tile < end; ++tile)
         each_row(layer.up, tile, own, [&](int row, const float* values) {
             for (int half = 0; half < kTile; half += kLanes)
-                store(place(row) + half, activated(sizes_.activation, floats(values + half)));
+                store(place(row, tile) + half, activated(sizes_.activation, floats(values + half)));
         });
-        if (!sizes_.gated) continue;
+    for (int tile = begin; sizes_.gated && tile < end; ++tile)
         each_row(layer.up, tiles + tile, own, [&](int row, const float* values) {
-            float* const to = place(row);
+            float* const to = place(row, tile);
             for (int half = 0; half < kTile; half += kLanes)
                 store(to + half, floats(to + half) * floats(values + half));
         });
-    }
 }
 
 inline void Step::choose(int thread) {

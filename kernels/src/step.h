@@ -1,7 +1,7 @@
 // One step of the decoder, as each thread of a call runs it.
 //
 // A thread computes queries, keys and values of its heads and their attention, so threads wait for each other only
-// where a product needs all columns of its input: five times a layer.
+// where a product needs all columns of its input, six times a layer, and with adapters where it needs all of A's.
 #pragma once
 
 #include <algorithm>

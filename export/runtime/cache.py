@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, TopK
-from lora_ft.export.runtime.session import ort_value
+from lora_ft.export.runtime.session import on_lines, ort_value
 
 
 class Bound(Protocol):
@@ -84,7 +84,7 @@ class Cache:
         values = []
         for value in self.values:
             array = value.numpy()
-            larger = np.zeros((*array.shape[:2], room, array.shape[3]), np.float32)
+            larger = on_lines(np.zeros, (*array.shape[:2], room, array.shape[3]))
             larger[:, :, : self.room] = array
             values.append(ort_value(larger, provider))
         self.hold(values, self.rows, room)

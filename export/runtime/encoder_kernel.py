@@ -18,7 +18,7 @@ from lora_ft.export.runtime.cache import Source
 from lora_ft.export.runtime.forks import begin_again_in_children
 from lora_ft.export.runtime.graph_weights import GraphWeights
 from lora_ft.export.runtime.kernel import INSTRUCTIONS, embedding, matrix, package_for, products, sizes_of
-from lora_ft.export.runtime.session import ort_value
+from lora_ft.export.runtime.session import on_lines, ort_value
 
 
 class EncoderKernel:
@@ -55,7 +55,7 @@ class EncoderKernel:
             threads: Threads of the call.
         """
         count, heads, d_kv = self._shape
-        cross = np.empty((count, len(ids), heads, ids.shape[1], d_kv), np.float32)
+        cross = on_lines(np.empty, (count, len(ids), heads, ids.shape[1], d_kv))
         self._kernel.encode(ids, mask, cross, threads)
         return Source(len(ids), [ort_value(each) for each in (mask, *cross)])
 

@@ -29,7 +29,7 @@ from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, Edit, 
 from lora_ft.export.runtime.kernel import KERNEL, StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED
 from lora_ft.export.runtime.native_session import RUN, SHRINK_ARENA, keep_alive, run_positional
-from lora_ft.export.runtime.session import ort_value
+from lora_ft.export.runtime.session import on_lines, ort_value
 from lora_ft.export.runtime.source_parts import LARGE, encode_in_parts, padded, rows_at_once, score_bytes
 
 _ROOM = 64  # initial capacity of a cache, in tokens
@@ -311,7 +311,7 @@ class Model:
         return Step(BoundSession(session, fixed, {output: memory.value, **presents}, examples, self._provider), memory)
 
     def _room(self, rows: int, room: int) -> ort.OrtValue:
-        return ort_value(np.zeros((rows, self._heads, room, self._d_kv), np.float32), self._provider)
+        return ort_value(on_lines(np.zeros, (rows, self._heads, room, self._d_kv)), self._provider)
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Return some of the sources, by row number, int64 [n]."""

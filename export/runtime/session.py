@@ -16,7 +16,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.export.precision import PROVIDERS, parse, supported
 
+_LINE = 64  # bytes
 # MatMulInteger: x uint8 [4,64] times the constant int8 [64,16] of 127s, as built by
 # tests/export/runtime/test_session.py
 PRODUCT_MODEL = base64.b64decode(
@@ -99,6 +101,16 @@ def open_session(
     if session.get_providers()[0] != PROVIDERS[provider]:  # ONNX Runtime only warns and continues without it
         raise _not_started(provider, "it started earlier in this process; the GPU memory may be full")
     return session
+
+
+def on_lines(make: Callable[..., np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """Return float32 of this shape from `np.empty` or `np.zeros`, at a multiple of 64 bytes.
+
+    The kernel loads 64 bytes at once, which takes twice as long where they cross two lines of the processor's cache.
+    """
+    memory = make(4 * math.prod(shape) + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:

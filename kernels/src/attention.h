@@ -1,7 +1,7 @@
-// Attention of one query over the keys and values of one head.
+// Attention over the keys and values of one head.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
 #include "lanes.h"
 
@@ -9,46 +9,73 @@ namespace lora_ft::LANES {
 
 constexpr float kNever = -1e30f;  // score of a key that is not there
 
-// Writes the attention of `query` [d] over `count` keys and values [count, d] to `out` [d].
-//
-// `weights` has room for `count` rounded up to 16, and holds what is added to each score.
+constexpr int kQueries = 8;  // queries that read keys and values together, while these are in the nearest cache
+
+// Queries [number, d_kv] of one head, and the keys and values [count, d_kv] that they see.
+struct Queries {
+    const float* from;
+    float* to;  // their attention, apart like the queries
+    int stride, number;
+    const float *keys, *values;
+    int count, more;     // keys of the first query, and how many more each has than the one before
+    const float* added;  // to the scores of the first query, readable up to a multiple of 16; next: at added - more
+};
+
+// Writes the attention of the queries from `begin` to `end`, at most kQueries. `weights` [kQueries, room] is room.
 template <int vectors>
-inline void attend_of(const float* query, const float* keys, const float* values, int count, float* weights,
-                      float* out) {
+inline void attend_of(const Queries& all, int begin, int end, float* weights, int room) {
     constexpr int kSize = vectors * kLanes;
-    Floats parts[vectors];
-    for (int i = 0; i < vectors; ++i) parts[i] = floats(query + i * kLanes);
-    Floats highest = splat(kNever);
-    for (int first = 0; first < count; first += kLanes) {
-        Floats each[kLanes];
-        const int last = count - first < kLanes ? count - first : kLanes;
-        for (int j = 0; j < last; ++j) {
-            const float* const key = keys + static_cast<size_t>(first + j) * kSize;
-            for (size_t line = 0; line < kSize; line += kLanes) prefetch(values + (key - keys) + line);
-            each[j] = parts[0] * floats(key);
-            for (int i = 1; i < vectors; ++i) each[j] = fma(parts[i], floats(key + i * kLanes), each[j]);
+    Ints lanes;
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+    const auto count = [&](int query) { return all.count + query * all.more; };
+    const int longest = count(end - 1);
+    Floats highest[kQueries];
+    for (Floats& each : highest) each = splat(kNever);
+    for (int first = 0; first < longest; first += kLanes)
+        for (int query = begin; query < end; ++query) {
+            const int last = std::min(count(query) - first, kLanes);
+            if (last <= 0) continue;
+            Floats parts[vectors], each[kLanes];
+            for (int i = 0; i < vectors; ++i) parts[i] = floats(all.from + query * all.stride + i * kLanes);
+            for (int j = 0; j < last; ++j) {
+                const float* const key = all.keys + static_cast<size_t>(first + j) * kSize;
+                if (query == begin)
+                    for (size_t line = 0; line < kSize; line += kLanes) prefetch(all.values + (key - all.keys) + line);
+                each[j] = parts[0] * floats(key);
+                for (int i = 1; i < vectors; ++i) each[j] = fma(parts[i], floats(key + i * kLanes), each[j]);
+            }
+            for (int j = last; j < kLanes; ++j) each[j] = Floats{};
+            const Floats scores = sums(each) + floats(all.added - query * all.more + first);
+            const Floats known = lanes < splat(last) ? scores : splat(kNever);
+            highest[query - begin] = larger(highest[query - begin], known);
+            store(weights + (query - begin) * room + first, known);
         }
-        for (int j = last; j < kLanes; ++j) {
-            each[j] = Floats{};
-            weights[first + j] = kNever;
+    float norms[kQueries];
+    for (int query = begin; query < end; ++query) {
+        const float top = maximum(highest[query - begin]);
+        Floats total{};
+        for (int first = 0; first < count(query); first += kLanes) {
+            float* const place = weights + (query - begin) * room + first;
+            const Floats share = exponential(floats(place) - top);
+            total += share;
+            store(place, share);
         }
-        const Floats scores = sums(each) + floats(weights + first);
-        highest = larger(highest, scores);
-        store(weights + first, scores);
+        norms[query - begin] = 1 / sum(total);
     }
-    const float top = maximum(highest);
-    Floats total{};
-    for (int first = 0; first < count; first += kLanes) {
-        const Floats share = exponential(floats(weights + first) - top);
-        total += share;
-        store(weights + first, share);
-    }
-    Floats mixed[vectors] = {};
-    for (int j = 0; j < count; ++j)
-        for (int i = 0; i < vectors; ++i)
-            mixed[i] = fma(splat(weights[j]), floats(values + static_cast<size_t>(j) * kSize + i * kLanes), mixed[i]);
-    const float norm = 1 / sum(total);
-    for (int i = 0; i < vectors; ++i) store(out + i * kLanes, mixed[i] * norm);
+    const int block = end - begin > 1 ? 2 * kLanes : longest;
+    for (int first = 0; first < longest; first += block)
+        for (int query = begin; query < end; ++query) {
+            float* const to = all.to + query * all.stride;
+            Floats mixed[vectors] = {};
+            for (int i = 0; first && i < vectors; ++i) mixed[i] = floats(to + i * kLanes);
+            for (int j = first; j < std::min(first + block, count(query)); ++j) {
+                const float* const value = all.values + static_cast<size_t>(j) * kSize;
+                const Floats weight = splat(weights[(query - begin) * room + j]);
+                for (int i = 0; i < vectors; ++i) mixed[i] = fma(weight, floats(value + i * kLanes), mixed[i]);
+            }
+            const float norm = first + block < longest ? 1 : norms[query - begin];
+            for (int i = 0; i < vectors; ++i) store(to + i * kLanes, mixed[i] * norm);
+        }
 }
 
 // Up to 16 queries, a lane each, and the keys and values [count, d_kv] of their source.
@@ -116,12 +143,14 @@ inline void attend(const Group& group, int d_kv, float* scores, float* out, int 
     }
 }
 
-inline void attend(const float* query, const float* keys, const float* values, int count, int d_kv, float* weights,
-                   float* out) {
-    switch (d_kv) {
-        case 32: return attend_of<2>(query, keys, values, count, weights, out);
-        case 64: return attend_of<4>(query, keys, values, count, weights, out);
-        case 128: return attend_of<8>(query, keys, values, count, weights, out);
+inline void attend(const Queries& queries, int d_kv, float* weights, int room) {
+    for (int begin = 0; begin < queries.number; begin += kQueries) {
+        const int end = std::min(begin + kQueries, queries.number);
+        switch (d_kv) {
+            case 32: attend_of<2>(queries, begin, end, weights, room); break;
+            case 64: attend_of<4>(queries, begin, end, weights, room); break;
+            case 128: attend_of<8>(queries, begin, end, weights, room); break;
+        }
     }
 }
 

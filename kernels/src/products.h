@@ -14,6 +14,8 @@ constexpr int kRows = 8;  // rows whose sums fit in registers
 constexpr int kRows = 2;
 #endif
 
+constexpr int kAhead = 8192;  // bytes; the processor looks less far ahead where many rows use each byte
+
 // Rows as signed bytes, with what each group needs to become floats again.
 struct Quantized {
     std::vector<int8_t> values;  // [rows, stride]
@@ -110,6 +112,7 @@ inline void product_of(const Matrix& matrix, int tile, const Quantized& x, size_
             sums[row][0] = sums[row][1] = splat(x.zeros[(first + row) * groups + group]);
         for (int i = 0; i < size; i += kInputs, weights += 128) {
             const Bytes left = load<Bytes>(weights), right = load<Bytes>(weights + 64);
+            if (rows > 2) prefetch(weights + kAhead), prefetch(weights + kAhead + 64);
             for (int row = 0; row < rows; ++row) {
                 int32_t four[kInputs / 4];
                 std::memcpy(four, inputs + row * x.stride + group * matrix.group + i, kInputs);
@@ -161,8 +164,9 @@ inline void product(const Matrix& matrix, int tile, const Quantized& x, int firs
 template <class Sink>
 inline void each_product(const Matrix& matrix, int tile, const Quantized& x, int rows, Sink sink) {
     float out[kRows * kTile];
-    for (int first = 0; first < rows; first += kRows) {
-        const int count = rows - first < kRows ? rows - first : kRows;
+    const int passes = (rows + kRows - 1) / kRows;  // of equal size, since one or two rows do not fill the lanes
+    for (int pass = 0; pass < passes; ++pass) {
+        const int first = rows * pass / passes, count = rows * (pass + 1) / passes - first;
         product(matrix, tile, x, first, count, out);
         for (int row = 0; row < count; ++row) sink(first + row, out + row * kTile);
     }

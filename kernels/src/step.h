@@ -27,7 +27,7 @@ class Step {
     struct Own {  // of one thread
         Quantized input;
         Additions additions;
-        std::vector<float> normed, weights;
+        std::vector<float> normed, weights, bias;  // weights: [kQueries, room_]
         std::vector<float> best;     // [rows, 16]: highest logit of each lane, and its token
         std::vector<int32_t> where;
         Quantized rounded;          // the input of the preview
@@ -52,10 +52,11 @@ class Step {
     const Stack& decoder_;
     const Sizes& sizes_;
     const Call& call_;
-    const int threads_, count_;  // count: tokens of all rows
+    const int threads_, count_, room_;  // tokens of all rows; keys of a query, rounded up to 16
     std::vector<float> hidden_, mixed_, inner_, query_;
     std::vector<Addition> added_;  // [rows], or empty without adapters
     std::vector<int> attended_;  // of each source: tokens up to the last that is not masked
+    std::vector<float> masks_;   // [sources, length], and up to 15 more: what is added to the scores of each key
     std::vector<Own> own_;
     Barrier barrier_;
 };
@@ -66,25 +67,30 @@ inline Step::Step(const Stack& decoder, const Call& call, int threads)
       call_(call),
       threads_(threads),
       count_(call.rows * call.tokens),
+      room_((std::max(call.source_length, call.room) + kLanes - 1) / kLanes * kLanes),
       hidden_(static_cast<size_t>(count_) * sizes_.d_model),
       mixed_(static_cast<size_t>(count_) * sizes_.width()),
       inner_(static_cast<size_t>(count_) * sizes_.d_ff),
       query_(static_cast<size_t>(count_) * sizes_.width()),
       added_(call.adapters ? count_ : 0),
       attended_(call.sources),
+      masks_(static_cast<size_t>(call.sources) * call.source_length + kLanes),
       own_(threads) {
     for (int source = 0; source < call.sources; ++source) {
         const int64_t* const mask = call.mask + static_cast<size_t>(source) * call.source_length;
         int length = call.source_length;
         while (length > 0 && !mask[length - 1]) --length;
         attended_[source] = length;
+        float* const added = masks_.data() + (mask - call.mask);
+        for (int key = 0; key < length; ++key) added[key] = mask[key] ? 0.0f : kNever;
     }
 }
 
 inline void Step::run(int thread) {
     Own& own = own_[thread];
     own.normed.resize(static_cast<size_t>(count_) * sizes_.d_model);
-    own.weights.resize(std::max(call_.source_length, call_.room) + kLanes);
+    own.weights.resize(static_cast<size_t>(kQueries) * room_);
+    own.bias.resize(room_ + kLanes + call_.tokens);
     embed(thread);
     wait();
     for (int i = 0; i < sizes_.layers; ++i) {
@@ -167,12 +173,14 @@ inline void Step::attend_self(int number, int thread) {
         }
     for (int head = begin; head < end; ++head) {
         const float* const by_distance = bias.data() + static_cast<size_t>(head) * (sizes_.far + 1);
-        for (int row = 0; row < count_; ++row) {
-            const int last = position(row);
-            for (int key = 0; key <= last; ++key) own.weights[key] = by_distance[std::min(last - key, sizes_.far)];
+        for (int row = 0; row < count_; row += call_.tokens) {
+            const int last = position(row + call_.tokens - 1), first = position(row) + 1;
+            for (int key = 0; key <= last; ++key) own.bias[key] = by_distance[std::min(last - key, sizes_.far)];
             const size_t place = static_cast<size_t>(row) * width + head * size;
-            attend(query_.data() + place, cached(0, row, head), cached(1, row, head), last + 1, size, own.weights.data(),
-                   mixed_.data() + place);
+            const float* const added = own.bias.data() + call_.tokens - 1;
+            attend({query_.data() + place, mixed_.data() + place, width, call_.tokens, cached(0, row, head),
+                    cached(1, row, head), first, 1, added},
+                   size, own.weights.data(), room_);
         }
     }
 }
@@ -189,15 +197,13 @@ inline void Step::attend_source(int number, int thread) {
             std::memcpy(query_.data() + static_cast<size_t>(row) * width + tile * kTile, values, sizeof(float) * kTile);
         });
     for (int head = begin; head < end; ++head) {
-        for (int row = 0; row < count_; ++row) {
-            const int source = row / shared, length = attended_[source];
-            const int64_t* const mask = call_.mask + static_cast<size_t>(source) * call_.source_length;
-            for (int key = 0; key < length; ++key) own.weights[key] = mask[key] ? 0.0f : kNever;
-            const size_t first = (static_cast<size_t>(source) * sizes_.heads + head) * call_.source_length * size;
-            const size_t place = static_cast<size_t>(row) * width + head * size;
-            const float* const keys = call_.cross[2 * number] + first;
-            const float* const values = call_.cross[2 * number + 1] + first;
-            attend(query_.data() + place, keys, values, length, size, own.weights.data(), mixed_.data() + place);
+        for (int source = 0; source < call_.sources; ++source) {
+            const size_t length = call_.source_length;
+            const size_t first = (static_cast<size_t>(source) * sizes_.heads + head) * length * size;
+            const size_t place = static_cast<size_t>(source) * shared * width + head * size;
+            attend({query_.data() + place, mixed_.data() + place, width, shared, call_.cross[2 * number] + first,
+                    call_.cross[2 * number + 1] + first, attended_[source], 0, masks_.data() + source * length},
+                   size, own.weights.data(), room_);
         }
     }
 }

@@ -103,7 +103,7 @@ def test_logits_are_those_of_numpy(instructions: str, kind: str, changes: dict[s
     assert np.array_equal(chosen, logits.argmax(axis=-1))
 
 
-calls = st.lists(st.integers(1, 5), min_size=1, max_size=6)
+calls = st.lists(st.integers(1, 11), min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize("instructions", package.INSTRUCTIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.export.precision import PROVIDERS
 from lora_ft.export.runtime import session as module
-from lora_ft.export.runtime.session import choose_provider, open_session
+from lora_ft.export.runtime.session import choose_provider, on_lines, open_session
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,12 @@ def test_a_provider_that_stops_starting_is_an_error(
 
 def test_a_session_runs_on_the_processor(graph: bytes) -> None:
     assert open_session(graph, 1).get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("make", [np.empty, np.zeros])
+@pytest.mark.parametrize("shape", [(), (3, 5), (7, 1, 9)])
+def test_arrays_begin_on_lines(make: Callable[..., np.ndarray], shape: tuple[int, ...]) -> None:
+    arrays = [on_lines(make, shape) for _ in range(4)]
+    assert all(array.ctypes.data % 64 == 0 and array.flags.c_contiguous for array in arrays)
+    assert all(array.shape == shape and array.dtype == np.float32 for array in arrays)
+    assert make is np.empty or not any(array.any() for array in arrays)

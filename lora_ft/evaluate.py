@@ -25,7 +25,7 @@ from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
 from lora_ft.evaluation.metrics import require as require_metrics
 from lora_ft.evaluation.metrics.classification import LabelScore, by_label
 from lora_ft.evaluation.slices import columns_to_slice
-from lora_ft.evaluation.warnings import Overlap, answer_warnings, check_rows
+from lora_ft.evaluation.warnings import Overlap, answer_warnings, check_rows, ungraded_answers
 from lora_ft.models.backends import BATCH_SIZE, Answer
 from lora_ft.models.loading import load
 from lora_ft.models.model import Model
@@ -77,6 +77,7 @@ class Evaluation:
         baseline: Scores of the untouched base, if requested.
         difference: Model minus base on the same rows, with the paired interval.
         how: Signature of each score that has one: words, sentences, sacrebleu's signature.
+        records: Further facts of each score that has some: model, prompt and counts of a judge.
         predictions: File with every answer, or None.
         warnings: Reasons why the scores may mislead.
     """
@@ -90,6 +91,7 @@ class Evaluation:
     how: dict[str, str]
     predictions: Path | None
     warnings: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, Estimate]:
@@ -286,6 +288,10 @@ def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -
     examples = require(splits, request.split, task)[: request.limit]
     require_metrics(task.metrics, task.evaluate)
     progress.stage("looking for duplicates of training rows")
+    if "judge" in task.metrics and task.evaluate.judge is not None:
+        progress.note(
+            f"sources and answers of {len(examples):,} rows are sent to the judge at {task.evaluate.judge.url}"
+        )
     trained = model.kind in ("run", "bundle") or model.task is not None
     checks = check_rows(task, request.split, examples, may_be_selected=trained)
     scored = _score(model, examples, task, request.batch_size, progress)
@@ -296,6 +302,7 @@ def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -
         base = _score(untouched, examples, task, request.batch_size, progress)
         seeds = {"seed": task.evaluate.seed, "resamples": task.evaluate.bootstrap}
         gain = {name: difference(score, base.rows[name], **seeds) for name, score in scored.rows.items()}
+    records = {name: dict(score.record) for name, score in scored.rows.items() if score.record}
     evaluation = Evaluation(
         task.name,
         request.split,
@@ -305,7 +312,8 @@ def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -
         gain,
         {name: score.how for name, score in scored.rows.items() if score.how},
         request.predictions,
-        [*splits.warnings, *checks.warnings, *warnings],
+        [*splits.warnings, *checks.warnings, *warnings, *ungraded_answers(records)],
+        records,
     )
     if request.predictions is not None:
         shown = columns_to_slice([example.row for example in examples], task.data.target)

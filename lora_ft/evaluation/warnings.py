@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.prompt import Prompt
@@ -82,6 +82,18 @@ def answer_warnings(
         *same_answers(texts),
         *unsplit_sentences(task, [*texts, *references]),
         *dropped_letters(task, [*texts, *references]),
+    ]
+
+
+def ungraded_answers(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a warning if a judge did not grade all answers, from the records of the scores."""
+    record = records.get("judge", {})
+    refused, unreadable, graded = (record.get(key, 0) for key in ("refused", "unreadable", "graded"))
+    if not refused + unreadable:
+        return []
+    return [
+        f"the judge graded {graded:,} of {graded + refused + unreadable:,} answers "
+        f"({refused:,} refused, {unreadable:,} unreadable); the others are left out of its mean"
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lora_ft.tasks.fields import Section, Seed, Whole
+from lora_ft.tasks.judge import Judge
 from lora_ft.tasks.metric_names import SCORES_OF, check_score
 
 FHIR_R4 = "fhir-r4"
@@ -18,7 +19,7 @@ class Evaluate(Section):
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["rouge"]
     """Metrics that `lora-ft evaluate` computes: rouge, rougeSU4, bleu, chrf, exact_match, f1, meteor, bertscore. Those
-    that compare answers with their sources instead of references: extractiveness, entity_precision, nli.
+    that compare answers with their sources instead of references: extractiveness, entity_precision, nli, judge.
     Two are added automatically: structured (valid, same_value) if answers are JSON, and classification (accuracy,
     macro_f1) if the task has labels; without labels, classification is an error."""
     metric: str = "rouge1"
@@ -39,6 +40,8 @@ class Evaluate(Section):
     """Folder or hub name of the metric nli's classifier, whose config names a label for entailment."""
     nli_window: Annotated[Whole, Field(ge=1, le=1000)] = 1
     """Source sentences that may entail a sentence of the answer together. 3 or more suit dialogues."""
+    judge: Judge | None = None
+    """Model that grades answers, for the metric judge."""
     json_schema: str | None = None
     """Schema that answers are checked against: `fhir-r4`, or a JSON schema file. Needs the extra `structured`."""
     bootstrap: Annotated[Whole, Field(ge=100, le=100_000)] = 1000
@@ -69,4 +72,6 @@ class Evaluate(Section):
             raise ValueError("bertscore requires bertscore_model; set the folder or hub name of an encoder")
         if "nli" in self.metrics and self.nli_model is None:
             raise ValueError("nli requires nli_model; set the folder or hub name of a classifier trained for NLI")
+        if "judge" in self.metrics and self.judge is None:
+            raise ValueError("the metric judge requires the key judge; set its url, model and prompt")
         return self

@@ -18,9 +18,10 @@ SCORES_OF: dict[str, tuple[str, ...]] = {
     "extractiveness": ("coverage", "density", "novel_unigrams", "novel_bigrams", "novel_trigrams"),
     "entity_precision": ("entity_precision", "number_precision"),
     "nli": ("entailment",),
+    "judge": ("judge",),
 }
 """Scores of each metric. The metric's module has its name in lowercase."""
-FROM_SOURCE = ("extractiveness", "entity_precision", "nli")
+FROM_SOURCE = ("extractiveness", "entity_precision", "nli", "judge")
 """Metrics that compare answers with their sources. No model is chosen by them, as an empty answer may score best."""
 SCORES = tuple(score for name, scores in SCORES_OF.items() if name not in FROM_SOURCE for score in scores)
 """Scores that a model may be chosen by."""

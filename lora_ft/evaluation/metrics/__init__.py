@@ -3,7 +3,7 @@
 A metric has a function `measure(answers, references, settings) -> {name of a score: Scored}` and a line in `SCORES_OF`.
 The metrics of `FROM_SOURCE` have a fourth argument, `sources`.
 If it depends on an optional package or file, it also has `require(settings)`, which raises UsageError. No metric uses
-the network.
+the network, except for `judge`, and models by a name on the Hub.
 """
 
 from __future__ import annotations

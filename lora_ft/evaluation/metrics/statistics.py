@@ -46,6 +46,7 @@ class Scored:
         whole: Function from sums [n] to the score of all rows.
         how: Signature needed to reproduce the score elsewhere, or "".
         details: Further findings on each answer [rows] by name, such as the names that its source lacks.
+        record: What else belongs into the file of scores, such as the prompt of a judge.
     """
 
     rows: np.ndarray
@@ -53,13 +54,24 @@ class Scored:
     whole: Callable[[np.ndarray], float]
     how: str = ""
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def mean(cls, rows: np.ndarray, how: str = "", details: Mapping[str, Sequence[Any]] | None = None) -> Scored:
+    def mean(
+        cls,
+        rows: np.ndarray,
+        how: str = "",
+        details: Mapping[str, Sequence[Any]] | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> Scored:
         """Return a score of all rows that is the mean of the row scores, without rows that are NaN."""
         known = np.isfinite(rows)
         parts = np.stack([np.where(known, rows, 0.0), known], axis=1)
-        return cls(rows, parts, lambda sums: float(sums[0] / sums[1]) if sums[1] else np.nan, how, details or {})
+
+        def whole(sums: np.ndarray) -> float:
+            return float(sums[0] / sums[1]) if sums[1] else np.nan
+
+        return cls(rows, parts, whole, how, details or {}, record or {})
 
     @property
     def value(self) -> float:

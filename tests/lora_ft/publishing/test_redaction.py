@@ -97,9 +97,10 @@ def test_public_task_has_schema_and_encoder_next_to_it(make_task: MakeTask, tmp_
         ("schemas/note.json", str(encoder), ("./note.json", "./encoder")),
         ("fhir-r4", "org/encoder", ("fhir-r4", "org/encoder")),
     ):
-        task = load_task(make_task(evaluate={"json_schema": schema, "bertscore_model": model}))
+        task = load_task(make_task(evaluate={"json_schema": schema, "bertscore_model": model, "nli_model": model}))
         public = public_task(task).evaluate
         assert (public.json_schema, public.bertscore_model) == expected
+        assert public.nli_model == public.bertscore_model
         assert str(tmp_path) not in task_text(public_task(task))
 
 

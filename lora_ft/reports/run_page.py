@@ -51,7 +51,8 @@ def render(run: Run) -> str:
         if rows := predictions[split]:
             body.append(section(f"Lengths of {split} rows", _lengths(rows)))
             if unsupported := unsupported_table(rows):
-                body.append(section(f"Names and numbers in {split} answers", [table(unsupported)]))
+                shown = table(unsupported) if unsupported.rows else f'<p class="note">{escape(unsupported.note)}</p>'
+                body.append(section(f"Names and numbers in {split} answers", [shown]))
             body.append(section(f"Where {split} rows score high and low", _slices(rows, run.task.evaluate, entry)))
             body.append(section(f"Answers to {split} rows", _answers(rows, run.task.evaluate.metric, entry)))
     if not scores:

@@ -99,6 +99,15 @@ def test_evaluation_adds_scores_and_answers_of_run_and_base(evaluated: Run) -> N
     assert "<del>old</del>" in page and "<ins>new</ins>" in page and "-87.0" in page
 
 
+def test_answers_without_unsupported_names_have_no_table(evaluated: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(evaluated.folder, tmp_path / "run"))
+    path = run.folder / "predictions-test.jsonl"
+    rows = [json.loads(line) | {"unsupported": []} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    page = run_page.render(run)
+    assert "0 of 6 answers have a name or number that their source lacks" in page and "Not in the source" not in page
+
+
 def test_page_without_a_baseline_explains_how_to_add_it(run: Run) -> None:
     evaluate(str(run.folder))
     page = (run.folder / "report.html").read_text(encoding="utf-8")

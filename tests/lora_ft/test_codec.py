@@ -41,7 +41,7 @@ def trained(make_task: MakeTask, base: Path, out: Path, codec: str, answer: obje
         codec=codec,
         base=str(base),
         lora={"preset": "default"},
-        train={"max_steps": 150, "learning_rate": 0.02, "eval_every": 150},
+        train={"max_steps": 150, "learning_rate": 0.01, "eval_every": 50},
     )
     for split in ("train", "validation", "test"):
         file = path.parent / f"{split}.jsonl"

@@ -149,3 +149,16 @@ def test_length_of_a_row_does_not_depend_on_padding(tmp_path: Path) -> None:
     wider = {name: torch.nn.functional.pad(tensor, (0, 8)) for name, tensor in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model(**wider).logits, model(**inputs).logits, atol=0.1, rtol=0.02)
+
+
+def test_encoder_keeps_nothing_for_gradients_if_only_the_decoder_is_adapted(tmp_path: Path) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    kept = []
+    for target in ("EncDecAttention.q", "SelfAttention.q"):
+        packed = adapted(folder, target_modules=[target])
+        pack_stacks(packed)
+        encoder = packed.get_base_model().get_encoder()
+        inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+        with torch.autocast("cpu", torch.bfloat16):
+            kept.append(encoder(**inputs).last_hidden_state.requires_grad)
+    assert kept == [False, True]

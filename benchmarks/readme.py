@@ -280,8 +280,8 @@ def sizes() -> str:
             table(columns, lines),
             "",
             f"{batch.rows} rows of {batch.source} tokens in and {batch.target} out; LoRA of rank {task.lora.r} on all "
-            "linear layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a "
-            f"CPU, the heap grows to {HEAP:g} times the size of the activations.",
+            "linear layers; AdamW with float32 weights; checkpointed: bf16 with gradient checkpointing. On a CPU "
+            f"in fp32, the heap grows to {HEAP:g} times the size of the activations.",
         ]
     )
 

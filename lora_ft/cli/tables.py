@@ -250,7 +250,7 @@ def show_sizes(task: Task, estimates: Sequence[ModelSize]) -> None:
     screen.print(
         f"{batch.rows} rows of {batch.source} tokens in, {batch.target} out; LoRA r {task.lora.r} on all layers, "
         "AdamW; fp32, bf16 autocast, and bf16 with gradient checkpointing (ckpt). "
-        f"On a CPU the heap grows to {HEAP:g} times the activations.",
+        f"On a CPU in fp32 the heap grows to {HEAP:g} times the activations.",
     )
 
 

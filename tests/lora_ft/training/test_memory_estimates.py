@@ -22,6 +22,7 @@ from lora_ft.training.memory_estimates import (
     FLAN,
     GIB,
     Batch,
+    MemoryEstimate,
     Shape,
     StepOptions,
     activation_bytes,
@@ -151,6 +152,24 @@ def test_validate_warns_of_too_little_memory_and_suggests_settings(
     assert "train.per_device_train_batch_size=" in warning
     monkeypatch.setattr(sys.modules["lora_ft.validate"], "device_memory", lambda device: 10**6)
     assert validate(str(path)).warnings[0].endswith("use a machine with more memory")
+
+
+@pytest.mark.parametrize(("precision", "grows"), [("fp32", True), ("bf16", False)])
+def test_heap_grows_unless_rows_are_packed(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch, precision: str, grows: bool
+) -> None:
+    module = sys.modules["lora_ft.validate"]
+    monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: "cpu")
+    estimates = []
+
+    def recorded(*args: Any, **options: Any) -> MemoryEstimate:
+        estimates.append((task_memory(*args, **options), task_memory(*args, **options | {"cpu": True})))
+        return estimates[-1][0]
+
+    monkeypatch.setattr(module, "task_memory", recorded)
+    validate(str(make_task(train={"precision": precision})))
+    ((estimate, grown),) = estimates
+    assert (estimate == grown) == grows
 
 
 def test_memory_is_limited_by_cgroups(tmp_path: Path) -> None:

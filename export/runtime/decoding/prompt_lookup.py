@@ -9,8 +9,8 @@ A draft is built token by token. Each token comes from the better of two origins
 
 One decoder call checks the whole draft. A step of the graphs is memory-bound, so checking a draft costs little more
 than a plain step; with the kernel, each further token costs a third of one. Where rows are independent
-(`Precision.independent`), the answer equals that of greedy search, since the graph `draft` and the kernel return the bits
-of single steps. Elsewhere, a near-tie may be decided otherwise.
+(`Precision.independent`), the answer equals that of greedy search, since the graph `draft` and the kernel return the
+bits of single steps. Elsewhere, a near-tie may be decided otherwise.
 
 The best draft length depends on machine, precision and batch. The cost of calls and the share of accepted tokens are
 therefore estimated while generating, in one controller per model (`draft_length`).

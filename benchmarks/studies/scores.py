@@ -4,7 +4,7 @@
 
 DATA_FOLDER holds a folder for each task file of `TASKS`; recipes contain their rows. Tasks that have figures in the
 JSON file are not measured again, and existing runs in FOLDER are not trained again. docs/scores.md is written from the
-JSON file.
+JSON file. Tasks whose answers follow a JSON schema are also scored without it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lora_ft.evaluation.metrics import measure as measured
 from lora_ft.evaluation.metrics.structured import SAME_VALUE, VALID
 from lora_ft.reports.markdown import interval, table
 from lora_ft.reports.screen import Screen
-from lora_ft.runs.run import PREDICTIONS, Run, is_run
+from lora_ft.runs.run import PREDICTIONS, TASK, Run, is_run
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 
@@ -65,7 +65,9 @@ _SHOWN = (
 )
 
 
-def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress) -> None:
+def measure(
+    data: Path, tasks: Path, out: Path, results: Path, only: list[str], progress: Progress, *, tried: int | None = None
+) -> None:
     """Train and score each task below `out`, and write `results` after each.
 
     Args:
@@ -75,6 +77,7 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
         results: JSON file. Tasks that it already contains are not measured again.
         only: Names of tasks; empty for all.
         progress: Receives stages and notes.
+        tried: Number of runs that were tried for each of these tasks; None if it was not counted.
 
     Raises:
         UsageError: A task does not exist.
@@ -92,7 +95,7 @@ def measure(data: Path, tasks: Path, out: Path, results: Path, only: list[str], 
         run = out / name
         if not is_run(run):
             train(load_task(*_train_arguments(name, data, tasks)), run, progress=progress)
-        figures["tasks"][name] = _measured(run, name, progress)
+        figures["tasks"][name] = _measured(run, name, progress) | {"tried": tried}
         write_json(results, figures)
 
 
@@ -107,6 +110,10 @@ def _train_arguments(name: str, data: Path | str, tasks: Path | None) -> tuple[P
 
 def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
     run, (file, overrides) = Run(folder), _train_arguments(name, "DATA", None)
+    free = None
+    if run.task.generate.json_schema:  # first, since the run keeps the scores of the last evaluation
+        task = load_task(folder / TASK, ["generate.constrained=false"])
+        free = evaluate(str(folder), task=task, progress=progress).as_dict()["scores"]["scores"]
     scored = evaluate(str(folder), baseline=True, progress=progress).as_dict()
     return {
         "environment": environment(),
@@ -122,6 +129,7 @@ def _measured(folder: Path, name: str, progress: Progress) -> dict[str, Any]:
         "cut_share": scored["scores"]["cut_share"],
         "warnings": scored["warnings"],
         "several": _several(run),
+        "unconstrained": free,
     }
 
 
@@ -155,7 +163,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "This page is written by `python -m benchmarks.studies.scores DATA` from `benchmarks/results/scores.json`.",
         "The warnings have the wording of this version.",
     ]
-    for name, result in figures["tasks"].items():
+    for name, result in sorted(figures["tasks"].items(), key=lambda item: list(TASKS).index(item[0])):
         training = result["training"]
         rows, speed, machine = training["rows"], training["speed"], result["environment"]
         lines += [
@@ -197,6 +205,11 @@ def page(figures: Mapping[str, Any]) -> str:
                 f"ROUGE-1 / 2 / L against each of {several['references']} references, averaged: {average}; "
                 f"against the best reference: {best}.",
             ]
+        if result.get("unconstrained"):
+            free = ", ".join(f"{name} {interval(result['unconstrained'][name])}" for name in (SAME_VALUE, VALID))
+            lines += ["", f"The answers follow the task's JSON schema. Without it: {free}."]
+        if result.get("tried"):
+            lines += ["", f"Runs that were tried for this table: {result['tried']}."]
         lines += [f"\nWarning: {text}." for text in result["warnings"]]
     return "\n".join(lines) + "\n"
 
@@ -206,11 +219,12 @@ def _main(
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/scores"),
     json_file: Annotated[Path, typer.Option("--json", help="JSON file of the figures, read and updated.")] = RESULTS,
     only: Annotated[list[str], typer.Option("--only", help="Task to measure; repeatable.")] = [],  # noqa: B006
+    tried: Annotated[int | None, typer.Option(help="Number of runs that were tried for each task.")] = None,
 ) -> None:
     """Measure all tasks that have no figures yet, and write the page."""
     try:
         with Screen() as screen:
-            measure(data, TASK_FILES, out, json_file, only, screen)
+            measure(data, TASK_FILES, out, json_file, only, screen, tried=tried)
     except LoraFtError as error:
         raise SystemExit(f"error: {error}") from error
     if json_file == RESULTS:

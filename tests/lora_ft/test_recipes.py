@@ -69,7 +69,7 @@ def test_the_example_has_enough_rows_in_every_split(example: tuple[Task, Splits]
 def test_row_counts_in_comments_of_recipes_are_correct(example: tuple[Task, Splits]) -> None:
     text = recipe_file("dialogue-summary").read_text(encoding="utf-8")
     for name in SPLITS:
-        stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
+        stated = re.search(rf"^  {name}: {name}\.jsonl # ([\d,]+)", text, re.MULTILINE)
         assert stated is not None and int(stated[1]) == len(example[1][name])
     total = sum(len(example[1][name]) for name in SPLITS)
     assert f"The {total} dialogues" in text
@@ -221,9 +221,9 @@ def test_clinical_notes_have_every_kind_in_every_split_and_each_person_in_one(cl
 def test_counts_in_the_clinical_recipe_are_correct(clinical: tuple[Task, Splits]) -> None:
     text = recipe_file("clinical-fhir").read_text(encoding="utf-8")
     for name in SPLITS:
-        stated = re.search(rf"^  {name}: {name}\.jsonl # (\d+)", text, re.MULTILINE)
-        assert stated is not None and int(stated[1]) == len(clinical[1][name])
-    assert f"The {sum(len(clinical[1][name]) for name in SPLITS)} notes" in text
+        stated = re.search(rf"^  {name}: {name}\.jsonl # ([\d,]+)", text, re.MULTILINE)
+        assert stated is not None and stated[1] == f"{len(clinical[1][name]):,}"
+    assert f"The {sum(len(clinical[1][name]) for name in SPLITS):,} notes" in text
 
 
 def test_the_group_chat_is_split_by_session_into_people_who_speak_in_every_part(export: dict[str, Any]) -> None:

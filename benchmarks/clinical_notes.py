@@ -326,7 +326,7 @@ class Writer:
 
 
 def _coding(system: str, code: str, display: str = "") -> dict[str, Any]:
-    return {"coding": [{"system": system, "code": code, **({"display": display} if display else {})}]}
+    return {"coding": [{"system": system, **({"display": display} if display else {}), "code": code}]}
 
 
 def person(resource: dict[str, Any]) -> str:

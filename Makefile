@@ -48,7 +48,7 @@ sanitize: install ## the tests of the kernel under the sanitizers of addresses a
 	@cp kernels/lora_ft_kernels/*.py build/sanitized/lora_ft_kernels
 	@PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -n 0 -s --noconftest tests/kernels
+		$(BIN)/python -m pytest -n 0 -s --noconftest --hypothesis-profile=ci tests/kernels
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .

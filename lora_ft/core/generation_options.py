@@ -200,15 +200,15 @@ def overridden(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
     Raises:
         UsageError: An option of the call has an effect only with sampling, and nothing turns sampling on.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if not defaults.get("do_sample") and "do_sample" not in given:
-        for name in sampling_options(given):
-            if given[name] != defaults.get(name):
+    own = {name: value for name, value in options.items() if value is not None}
+    if not defaults.get("do_sample") and "do_sample" not in own:
+        for name in sampling_options(own):
+            if own[name] != defaults.get(name):
                 raise UsageError(
-                    f"{name} has no effect without sampling (got {name}={given[name]})",
+                    f"{name} has no effect without sampling (got {name}={own[name]})",
                     f"set do_sample=true, or leave {name} out",
                 )
-    return {**defaults, **given}
+    return {**defaults, **own}
 
 
 def sampling_options(values: Mapping[str, Any]) -> list[str]:

@@ -57,12 +57,12 @@ def names(text: str) -> list[str]:
 
     A sentence in which every word is capitalized has none, since it is a heading or shouted.
     """
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for sentence in split_sentences(unicodedata.normalize("NFKC", text)):
         words = list(_WORD.finditer(sentence))
         if any(word[0][0].islower() for word in words):
-            found |= dict.fromkeys(_names_of(sentence, words))
-    return list(found)
+            distinct |= dict.fromkeys(_names_of(sentence, words))
+    return list(distinct)
 
 
 def numbers(text: str) -> list[str]:

@@ -22,7 +22,7 @@ from lora_ft.reports.html import aside, document, escape, section, table
 from lora_ft.reports.markdown import interval
 from lora_ft.reports.svg import STYLE, Axis, Plot, Point, Series, figures
 from lora_ft.reports.table import NONE, Cell, Table
-from lora_ft.reports.unsupported import unsupported_table
+from lora_ft.reports.unsupported import unsupported_tables
 from lora_ft.runs.records import score_values
 from lora_ft.runs.run import LOG, PREDICTIONS, Run
 from lora_ft.tasks.evaluate import Evaluate
@@ -50,9 +50,9 @@ def render(run: Run) -> str:
         body.append(section(f"Scores on {split} rows", list(map(table, _score_tables(split, entry)))))
         if rows := predictions[split]:
             body.append(section(f"Lengths of {split} rows", _lengths(rows)))
-            if unsupported := unsupported_table(rows):
-                shown = table(unsupported) if unsupported.rows else f'<p class="note">{escape(unsupported.note)}</p>'
-                body.append(section(f"Names and numbers in {split} answers", [shown]))
+            if beyond := unsupported_tables(rows):
+                shown = [table(each) if each.rows else f'<p class="note">{escape(each.note)}</p>' for each in beyond]
+                body.append(section(f"What {split} answers say beyond their sources", shown))
             body.append(section(f"Where {split} rows score high and low", _slices(rows, run.task.evaluate, entry)))
             body.append(section(f"Answers to {split} rows", _answers(rows, run.task.evaluate.metric, entry)))
     if not scores:

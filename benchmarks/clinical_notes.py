@@ -42,18 +42,19 @@ class Writer:
     def __init__(self, seed: int, taken: set[str]) -> None:
         self.random = random.Random(seed)
         self._taken = set(taken)
-        self.given = self.family = self.sex = ""
+        self.given_name = self.family_name = self.sex = ""
 
     @property
     def name(self) -> str:
         """Full name of the person."""
-        return f"{self.given} {self.family}"
+        return f"{self.given_name} {self.family_name}"
 
     def next_person(self) -> None:
         """Choose somebody of whom there is no note yet."""
         while not self.sex or self.name in self._taken:
             self.sex = self.one(["female", "male"])
-            self.given, self.family = self.one(_WORDS["given"][self.sex]), self.one(_WORDS["families"])
+            self.given_name = self.one(_WORDS["given_names"][self.sex])
+            self.family_name = self.one(_WORDS["family_names"])
         self._taken.add(self.name)
 
     def one(self, choices: Any) -> Any:
@@ -160,7 +161,7 @@ class Writer:
         lot = f"{self.one('ABKLRTX')}{self.random.randint(100, 9999)}" if done and self.often(0.4) else ""
         rest = "".join([site and f", {site}", lot and f", lot {lot}"])
         lines = "".join([site and f"\nSite: {site}", lot and f"\nLot: {lot}"])
-        given = [
+        administered = [
             f"{date}: {vaccine} administered to {name}{rest}.",
             f"Immunized {name} today ({date}) with {vaccine}{rest}.",
             f"Gave {name} the {vaccine} on {date}{rest}.",
@@ -174,7 +175,7 @@ class Writer:
             f"{name} declined the {vaccine} on {date}.",
             f"{name} did not want the {vaccine} ({date}), not given.",
         ]
-        return self.one(given if done else refused), {
+        return self.one(administered if done else refused), {
             "resourceType": "Immunization",
             "status": "completed" if done else "not-done",
             "vaccineCode": _coding("http://hl7.org/fhir/sid/cvx", kind["code"], kind["display"]),
@@ -233,15 +234,15 @@ class Writer:
                 f"{part(' and lives in ', city)}.{part(' Tel ', phone, '.')}",
                 f"New patient {name}, {sex}, born {date}.{part(' Lives in ', city, '.')}"
                 f"{part(' Reach at ', phone, '.')}",
-                f"{self.one(['Registered', 'Registering', 'Admitted'])} {self.family}, {self.given} ({sex}), "
+                f"{self.one(['Registered', 'Registering', 'Admitted'])} {self.family_name}, {self.given_name} ({sex}), "
                 f"date of birth {date}{part(', of ', city)}{part(', phone ', phone)}.",
-                f"{self.family}, {self.given}\n{sex}, born {date}{part(chr(10), city)}{part(chr(10), phone)}",
+                f"{self.family_name}, {self.given_name}\n{sex}, born {date}{part(chr(10), city)}{part(chr(10), phone)}",
                 f"Please add {name} ({sex}, {date}){part(' from ', city)}{part(', phone ', phone)}.",
             ]
         )
         return note, {
             "resourceType": "Patient",
-            "name": [{"family": self.family, "given": [self.given]}],
+            "name": [{"family": self.family_name, "given": [self.given_name]}],
             "gender": self.sex,
             "birthDate": iso,
             **({"telecom": [{"system": "phone", "value": phone}]} if phone else {}),

@@ -32,8 +32,8 @@ def test_the_committed_rows_are_those_of_the_script(tmp_path: Path) -> None:
 
 def test_every_note_states_the_texts_of_its_resource() -> None:
     for row in generated(350, 3, set()):
-        found = texts(row["resource"])
-        assert found and all(text.lower() in row["note"].lower() for text in found), row
+        stated = texts(row["resource"])
+        assert stated and all(text.lower() in row["note"].lower() for text in stated), row
 
 
 def test_kinds_take_turns_and_nobody_returns() -> None:

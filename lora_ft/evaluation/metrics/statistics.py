@@ -65,8 +65,8 @@ class Scored:
         record: Mapping[str, Any] | None = None,
     ) -> Scored:
         """Return a score of all rows that is the mean of the row scores, without rows that are NaN."""
-        known = np.isfinite(rows)
-        parts = np.stack([np.where(known, rows, 0.0), known], axis=1)
+        finite = np.isfinite(rows)
+        parts = np.stack([np.where(finite, rows, 0.0), finite], axis=1)
 
         def whole(sums: np.ndarray) -> float:
             return float(sums[0] / sums[1]) if sums[1] else np.nan

@@ -153,12 +153,12 @@ def test_length_of_a_row_does_not_depend_on_padding(tmp_path: Path) -> None:
 
 def test_encoder_keeps_nothing_for_gradients_if_only_the_decoder_is_adapted(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
-    kept = []
+    keep_graph = []
     for target in ("EncDecAttention.q", "SelfAttention.q"):
         packed = adapted(folder, target_modules=[target])
         pack_stacks(packed)
         encoder = packed.get_base_model().get_encoder()
         inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
         with torch.autocast("cpu", torch.bfloat16):
-            kept.append(encoder(**inputs).last_hidden_state.requires_grad)
-    assert kept == [False, True]
+            keep_graph.append(encoder(**inputs).last_hidden_state.requires_grad)
+    assert keep_graph == [False, True]

@@ -15,6 +15,8 @@ import numpy as np
 from lora_ft.core.errors import UsageError, first_line
 from lora_ft.data.sentences import SPLITTER, split_sentences
 from lora_ft.evaluation.metrics.statistics import Scored
+from lora_ft.export.checkpoint.tensor_checks import listed
+from lora_ft.models.bases import quiet_transformers
 from lora_ft.tasks.metric_names import UNENTAILED
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def _entailment_label(settings: Evaluate) -> int:
     try:
         labels = AutoConfig.from_pretrained(settings.nli_model).id2label
     except (OSError, ValueError) as error:
-        raise _unusable(settings, error) from error
+        raise _unusable(settings, first_line(error)) from error
     matching = [int(index) for index, name in labels.items() if str(name).lower().startswith("entail")]
     if len(matching) != 1:
         names = ", ".join(map(str, labels.values()))
@@ -120,16 +122,22 @@ def _load(settings: Evaluate) -> tuple[Any, Any]:
 
     name = settings.nli_model
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True
-        )  # pickles are never loaded
-        return model, AutoTokenizer.from_pretrained(name)
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                use_safetensors=True,  # pickles are never loaded
+                output_loading_info=True,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise _unusable(settings, error) from error
+        raise _unusable(settings, first_line(error)) from error
+    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+        raise _unusable(settings, f"it has no weights for {listed(missing)}")
+    return model, tokenizer
 
 
-def _unusable(settings: Evaluate, error: Exception) -> UsageError:
+def _unusable(settings: Evaluate, problem: str) -> UsageError:
     return UsageError(
-        f"evaluate.nli_model: cannot load {settings.nli_model} ({first_line(error)})",
+        f"evaluate.nli_model: cannot load {settings.nli_model} ({problem})",
         "name the folder of a sequence classification model",
     )

@@ -126,6 +126,13 @@ def test_a_model_that_cannot_be_loaded_is_refused(tmp_path: Path, content: dict[
         require(["nli"], settings(tmp_path))
 
 
+def test_a_model_without_a_trained_classifier_is_refused(tmp_path: Path) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(save_model(tmp_path))
+    classifier.bert.save_pretrained(tmp_path)  # an encoder whose config names the labels
+    with pytest.raises(UsageError, match=r"has no weights for classifier\.bias, classifier\.weight"):
+        measure(["nli"], ANSWERS[:1], [["-"]], settings(tmp_path), [SOURCE])
+
+
 def test_a_model_must_be_named() -> None:
     with pytest.raises(ValueError, match="nli requires nli_model"):
         Evaluate(metrics=["nli"])

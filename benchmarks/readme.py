@@ -15,6 +15,7 @@ from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
 from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
+from benchmarks.studies.search import tables as search_tables
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training_report import TrainingReport
 from lora_ft.core.files import write_text
@@ -240,6 +241,11 @@ def running_batch(results: dict[str, Any]) -> str:
     )
 
 
+def search(results: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.studies.search`, and what it was measured on."""
+    return f"{search_tables(results)} {_machine(results['environment'])}."
+
+
 def kernel(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.kernel`, and what it was measured on."""
     return (
@@ -295,6 +301,7 @@ TABLES = {
     "groups": groups,
     "bank": bank,
     "running_batch": running_batch,
+    "search": search,
     "kernel": kernel,
     "kernel_line": kernel_line,
     "serving": serving,
@@ -308,6 +315,7 @@ PAGES = {
     "README.md": ("kernel_line", "dialogsum", "serving_line"),
     "docs/guides/training.md": ("sizes", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
+    "docs/guides/search.md": ("search",),
     "docs/guides/banks.md": ("bank",),
     "docs/guides/serving.md": ("running_batch",),
     "docs/guides/precisions.md": ("kernel", "peers"),

@@ -3,7 +3,8 @@
     python -m benchmarks.studies.prompt_lookup RUN BUNDLE… [--rows 64] [--batch 1 --batch 8] [--rounds 5] [--json FILE]
 
 RUN is a trained run, whose task names the rows. The ratio is the time of greedy search over the time with lookup,
-within a round. A bundle with phrases (`lora-ft export --drafts`) is measured with and without them.
+within a round. A bundle with phrases (`lora-ft export --drafts`) is measured with and without them. Answers need not
+follow the task's JSON schema, since answers that do are not drafted.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def measure(bundle: Path, prompts: list[str], batch: int, rounds: int) -> list[G
         for name, generator in engines.items():
             with _Counted(generator) as counted:
                 began = time.perf_counter()
-                results = generator.answer(prompts, batch_size=batch, prompt_lookup=name != "greedy")
+                results = generator.answer(prompts, batch_size=batch, prompt_lookup=name != "greedy", json_schema=False)
                 if turn:  # the first turn allocates memory and is not counted
                     seconds[name].append(time.perf_counter() - began)
             answers[name] = [answer.tokens.tolist() for answer in results]

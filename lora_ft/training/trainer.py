@@ -247,13 +247,24 @@ class ResumeKeeper(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if number := _in_any_process(self.interrupted, args):
             self._interrupts.caught = number
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save |= not _ends_epoch(state)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The Trainer takes a stop for the end of an epoch. To resume exactly, only a real one is validated, then saved.
+        if self.interrupted:
+            control.should_evaluate &= _ends_epoch(state)
+            control.should_save = _ends_epoch(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.world_size > 1:
             torch.distributed.barrier()
         if args.should_save:
             self._folder.seal_checkpoint(state.global_step, keep=self._keep, best=state.best_model_checkpoint)
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
 
 
 def reset_learning_rate(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,13 +39,37 @@ class Source:
 
     Attributes:
         rows: Number of sources.
-        values: The mask, then keys and values in the graphs' order.
+        values: The mask, then keys and values in the graphs' order, float32, or bf16 as uint16.
         adapters: Adapters of the rows, or None if no row has one.
     """
 
     rows: int
     values: list[ort.OrtValue]
     adapters: Adapters | None = None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether keys and values are in bf16."""
+        return self.values[-1].data_type() == "tensor(uint16)"
+
+    def expanded(self) -> Source:
+        """Return the sources with keys and values in float32."""
+        if not self.is_rounded:
+            return self
+        return self.changed(lambda array: (array.astype(np.uint32) << 16).view(np.float32))
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Source:
+        """Return the sources with what `change` returns for each array of keys or values."""
+        mask, *cross = self.values
+        return replace(self, values=[mask, *(ort_value(change(value.numpy())) for value in cross)])
+
+    def selected(self, rows: np.ndarray) -> Source:
+        """Return some of the sources, by row number, int64 [n], in the processor's memory."""
+        arrays = [value.numpy() for value in self.values]
+        places = [on_lines(np.empty, (len(rows), *each.shape[1:]), each.dtype) for each in arrays]
+        for array, place in zip(arrays, places, strict=True):
+            np.take(array, rows, 0, place, "clip")  # only a mode that checks nothing writes to `place` itself
+        return Source(len(rows), [ort_value(place) for place in places], self.adapters and self.adapters.take(rows))
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """The decoder of a bundle in the package lora-ft-kernels, in place of the graphs `step`, `decoder` and `draft`.
 
-The kernel reads the weights of the graph `step`, and the same keys and values in the same memory, so calls of both may
-alternate. It computes in the same formats: integers are exact, floats are added in another order. So its logits differ
-in the last bits, and by more where that moves a rounded input to the next integer. It is chosen if the processor and
-the sizes fit, and if it chooses the graphs' tokens on the bundle's probe, except for near ties.
+The kernel reads the weights of the graph `step`, and keeps keys and values in the same form, except those of sources:
+these are rounded to bf16, since each step reads all of them. It computes in the same formats: integers are exact,
+floats are added in another order. So its logits differ by what the rounded keys and values change, and by more where
+that moves a rounded input to the next integer. It is chosen if the processor and the sizes fit, and if it chooses the
+graphs' tokens on the bundle's probe, except for near ties.
 
 A row has equal bits whatever runs with it, in every format, so drafts are lossless in 4 bits too.
 """
@@ -28,10 +29,11 @@ from lora_ft.export.runtime.forks import begin_again_in_children
 from lora_ft.export.runtime.graph_weights import GraphWeights
 from lora_ft.export.runtime.io_binding import DeviceBuffer
 from lora_ft.export.runtime.manifest import ADAPTED
+from lora_ft.export.runtime.session import on_lines
 
 KERNEL = "kernel"  # its name among the graphs
 PACKAGE = "lora_ft_kernels"
-_INTERFACE = 2  # of the package
+_INTERFACE = 3  # of the package
 VARIABLE = "LORA_FT_KERNELS"  # 0 switches the kernel off
 # Formats of a decoder's layers that the kernel computes, each with products of bytes.
 _FORMATS = {name for name, entry in FORMATS.items() if entry.bits <= 8}
@@ -113,6 +115,12 @@ class StepKernel:
         )
         bound = self._package.Step(self._kernel, memory, tokens.shape, len(cache.lengths), threads, logits)
         return Step(bound, DeviceBuffer.of(bound.next if logits is None else logits, "cpu"))
+
+    def adopt(self, source: Source) -> Source:
+        """Return a source with keys and values in bf16."""
+        if source.is_rounded:
+            return source
+        return source.changed(lambda array: self._package.rounded(array, on_lines(np.empty, array.shape, np.uint16)))
 
     def _adapter(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Return an adapter as the package takes it, given its arrays by graph input."""

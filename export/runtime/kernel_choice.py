@@ -72,7 +72,10 @@ class _Comparison:
         for name, probe in probes:
             ids, mask, before = forced_answers(probe, self._special)
             source = self._graphs.encode(ids, mask, bank.select([name] * len(ids)) if bank else None)
-            answers = [each.logits(source, each.cache(len(ids)), before, copy=False) for each in (model, self._graphs)]
+            answers = [
+                each.logits(each.adopt(source), each.cache(len(ids)), before, copy=False)
+                for each in (model, self._graphs)
+            ]
             if (difference := disagreement(*answers)) > NEAR:
                 model.kernel = None
                 return (
@@ -90,9 +93,8 @@ class _Comparison:
         except ValueError as error:
             return f"graph: {error}"
         ids, mask, before = forced_answers(read_probe(self._folder), self._special)
-        answers = [
-            model.logits(each.encode(ids, mask), model.cache(len(ids)), before) for each in (model, self._graphs)
-        ]
+        sources = [model.adopt(each.encode(ids, mask)) for each in (model, self._graphs)]
+        answers = [model.logits(source, model.cache(len(ids)), before) for source in sources]
         if (difference := disagreement(*answers)) > NEAR:
             model.encoder = None
             return f"graph: the answers to the probe differ, by {difference:.3f} of the range of the logits"

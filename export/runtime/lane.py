@@ -1,10 +1,10 @@
 """Rows of many requests that take their steps together, in one pool of cache memory.
 
 A lane is a set of arrays: self-attention keys and values [most, heads, room, d_kv], those of the cross-attention
-[most, heads, source length, d_kv], the mask, and in a bank each row's adapter. Rows lie side by side from slot 0 on, so
-a step of `b` rows runs on the first `b` rows of every array, which are contiguous memory: nothing is copied for it, and
-the bound step of each `b` is kept (`Model`). A row that joins is written behind the last one. If one leaves, the last
-row moves into its slot.
+[most, heads, source length, d_kv], in bf16 if the kernel takes the steps, the mask, and in a bank each row's adapter.
+Rows lie side by side from slot 0 on, so a step of `b` rows runs on the first `b` rows of every array, which are
+contiguous memory: nothing is copied for it, and the bound step of each `b` is kept (`Model`). A row that joins is
+written behind the last one. If one leaves, the last row moves into its slot.
 
 The arrays have as many rows as may ever run, in anonymous memory that the system provides page by page as it is first
 written. So a lane never copies its rows to have room for another one, and takes the memory of the rows that it has had.
@@ -41,14 +41,19 @@ class Encoded:
     """One encoded source, ready to join a lane.
 
     Attributes:
-        cross: Cross-attention keys and values in the graphs' order, each [1, heads, s, d_kv].
+        source: The source [1, s], which has the memory of `cross`.
         length: Length of the source, in tokens; the rest of `cross` is padding.
         adapter: Adapter of the source, or None for the base.
     """
 
-    cross: list[np.ndarray]
+    source: Source
     length: int
     adapter: RowAdapters | None
+
+    @property
+    def cross(self) -> list[np.ndarray]:
+        """Cross-attention keys and values in the graphs' order, each [1, heads, s, d_kv]."""
+        return [value.numpy() for value in self.source.values[1:]]
 
 
 @dataclass
@@ -111,9 +116,10 @@ class Lane:
 
     def _allocated(self) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Return empty self-attention and cross-attention keys and values, and a mask."""
+        kinds = (self.room, np.float32), (self.source_length, np.uint16 if self._model.kernel else np.float32)
         past, cross = (
-            [lazy_zeros((self.most, self._heads, length, self._d_kv), np.float32) for _ in range(self._count)]
-            for length in (self.room, self.source_length)
+            [lazy_zeros((self.most, self._heads, length, self._d_kv), dtype) for _ in range(self._count)]
+            for length, dtype in kinds
         )
         return past, cross, np.zeros((self.most, self.source_length), np.int64)
 

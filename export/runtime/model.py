@@ -131,21 +131,21 @@ class Model:
                 "copy the tokenizer.json that belongs to the model, or export it again",
             )
         if self.encoder and not adapters:
-            return self.encoder.encode(*padded(ids, mask), threads or self._threads)
+            return self.adopt(self.encoder.encode(*padded(ids, mask), threads or self._threads))
         at_once = rows_at_once(self._heads, ids.shape[1])
         if self._provider == "cpu" and len(ids) > at_once:
-
-            def encode(rows: np.ndarray) -> Source:
-                return self.encode(ids[rows], mask[rows], adapters and adapters.take(rows), threads)
-
-            return encode_in_parts(encode, len(ids), at_once, adapters)
+            return encode_in_parts(partial(self.encode, threads=threads), ids, mask, at_once, adapters)
         ids, mask = padded(ids, mask)
         graph, values = "encoder", [ort_value(ids), mask_value := ort_value(mask, self._provider)]
         if adapters:
             graph = ADAPTED + graph
             values += adapters.values(self._adapters[graph])
         cross = self._run(graph, values, prefixed("cross", self._names), threads)
-        return Source(len(ids), [mask_value, *cross], adapters)
+        return self.adopt(Source(len(ids), [mask_value, *cross], adapters))
+
+    def adopt(self, source: Source) -> Source:
+        """Return a source as the steps take it: keys and values in bf16 for the kernel, in fp32 for the graphs."""
+        return self.kernel.adopt(source) if self.kernel else source.expanded()
 
     def cache(self, rows: int) -> Cache:
         """Return an empty cache."""
@@ -257,16 +257,16 @@ class Model:
         graph = self._decoder_graph(source, cache, count, is_first=longest == count)
         if output == "labels":
             graph, output = "labels" if graph == "step" else graph, "logits"
-        kernel = self.kernel if graph == KERNEL else None
-        if threads is None or not (kernel or (graph, threads) in self._sessions):
+        if threads is None or not (self.kernel or (graph, threads) in self._sessions):
             threads = self._threads
         key = graph, threads, output, count, len(lengths)
         step = cache.steps.get(key)
         if step is None:
-            bind = (
-                partial(kernel.step, threads) if kernel else partial(self._bound, self._session(graph, threads), graph)
-            )
-            step = cache.steps[key] = bind(source, cache, tokens, output)
+            if self.kernel:
+                step = self.kernel.step(threads, source, cache, tokens, output)
+            else:
+                step = self._bound(self._session(graph, threads), graph, source, cache, tokens, output)
+            cache.steps[key] = step
         step.bound.run(tokens, lengths, forbid_eos)
         cache.lengths = lengths + count
         return step
@@ -315,8 +315,9 @@ class Model:
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:
         """Return some of the sources, by row number, int64 [n]."""
-        mask, *cross = source.values
-        values = [ort_value(mask.numpy()[rows], self._provider), *self._selected(cross, rows)]
+        if source.is_rounded:
+            return source.selected(rows)
+        values = [ort_value(source.values[0].numpy()[rows], self._provider), *self._selected(source.values[1:], rows)]
         return Source(len(rows), values, source.adapters and source.adapters.take(rows))
 
     def select_cache(self, cache: Cache, rows: np.ndarray) -> None:
@@ -368,8 +369,7 @@ class Model:
     def _gives_back(self, graph: str, values: Sequence[ort.OrtValue]) -> bool:
         """Return whether a call should return unused memory to the system.
 
-        An encoder's attention scores are free as soon as the call ends. The outputs are still in use then, so the
-        memory of large outputs is returned by the next call.
+        An encoder's attention scores are free as soon as the call ends; large outputs are in use until the next one.
         """
         grown = graph in self._grown
         self._grown.discard(graph)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import DTypeLike
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.hardware import allowed_cpus
@@ -103,14 +104,15 @@ def open_session(
     return session
 
 
-def on_lines(make: Callable[..., np.ndarray], shape: Sequence[int]) -> np.ndarray:
-    """Return float32 of this shape from `np.empty` or `np.zeros`, at a multiple of 64 bytes.
+def on_lines(make: Callable[..., np.ndarray], shape: Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Return an array of this shape from `np.empty` or `np.zeros`, at a multiple of 64 bytes.
 
     The kernel loads 64 bytes at once, which takes twice as long where they cross two lines of the processor's cache.
     """
-    memory = make(4 * math.prod(shape) + _LINE, np.uint8)
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    memory = make(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
-    return memory[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def ort_value(array: np.ndarray, device: str = "cpu") -> ort.OrtValue:

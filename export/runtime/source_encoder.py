@@ -81,7 +81,7 @@ class SourceEncoder:
         began = time.perf_counter()
         ids, adapters = job.prompted.ids[None], job.prompted.adapters
         source = self._model.encode(ids, np.ones_like(ids), adapters, threads)
-        encoded = Encoded([value.numpy() for value in source.values[1:]], ids.shape[1], adapters)
+        encoded = Encoded(source, ids.shape[1], adapters)
         self._counters.encoder_calls += 1
         self._counters.encoder_seconds += time.perf_counter() - began
         return encoded

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lora_ft.export.runtime.cache import Adapters, Source
-from lora_ft.export.runtime.session import ort_value
+from lora_ft.export.runtime.session import on_lines, ort_value
 
 SCORES = 2**29  # bytes; 20 sources of 2,048 tokens of FLAN-T5-small take 2.5 instead of 5.2 GB, in 0.95 of the time
 LARGE = 2**26  # bytes worth returning to the system; allocating them again costs 1 ms per 10 MB
@@ -39,21 +39,22 @@ def rows_at_once(heads: int, length: int) -> int:
 
 
 def encode_in_parts(
-    encode: Callable[[np.ndarray], Source], rows: int, at_once: int, adapters: Adapters | None
+    encode: Callable[..., Source], ids: np.ndarray, mask: np.ndarray, at_once: int, adapters: Adapters | None
 ) -> Source:
     """Return the sources of all rows, in memory of their own.
 
     Args:
-        encode: Encodes the rows with these numbers [n].
-        rows: Number of rows.
+        encode: Returns the sources of some of the rows, given their tokens, mask and adapters.
+        ids, mask: Tokens of all rows and their mask, int64 [b, s].
         at_once: Number of rows of a call.
         adapters: Adapters of all rows.
     """
     wholes: list[np.ndarray] = []
-    for begin in range(0, rows, at_once):
-        part = encode(np.arange(begin, min(begin + at_once, rows)))
+    for begin in range(0, len(ids), at_once):
+        rows = np.arange(begin, min(begin + at_once, len(ids)))
+        part = encode(ids[rows], mask[rows], adapters and adapters.take(rows))
         values = [value.numpy() for value in part.values]
-        wholes = wholes or [np.empty((rows, *value.shape[1:]), value.dtype) for value in values]
+        wholes = wholes or [on_lines(np.empty, (len(ids), *value.shape[1:]), value.dtype) for value in values]
         for whole, value in zip(wholes, values, strict=True):
             whole[begin : begin + part.rows] = value
-    return Source(rows, [ort_value(whole) for whole in wholes], adapters)
+    return Source(len(ids), [ort_value(whole) for whole in wholes], adapters)

@@ -16,8 +16,8 @@ import numpy as np
 from lora_ft_kernels.adapters import TILE, Adapter, LowRank
 
 __all__ = ["ACTIVATIONS", "INSTRUCTIONS", "INTERFACE", "TILE", "Adapter", "Kernel", "LowRank", "Matrix", "Memory"]
-__all__ += ["Sizes", "Step", "Weights"]
-INTERFACE = 2  # number of what callers pass; another number, and a caller of this version does not fit
+__all__ += ["Sizes", "Step", "Weights", "rounded"]
+INTERFACE = 3  # number of what callers pass; another number, and a caller of this version does not fit
 INSTRUCTIONS = ("avx512", "avx2", "portable")  # fastest first
 ACTIVATIONS = ("relu", "gelu_new", "silu")
 _LIBRARIES = ("liblora_ft_kernels.so", "liblora_ft_kernels.dylib")
@@ -135,8 +135,8 @@ class Memory:
 
     Attributes:
         mask: Int64 [sources, length].
-        cross, past: Keys and values of each layer in turns, float32 [sources, heads, length, d_kv] and
-            [rows, heads, room, d_kv].
+        cross, past: Keys and values of each layer in turns, of the sources [sources, heads, length, d_kv] as
+            `rounded` returns them, of the tokens float32 [rows, heads, room, d_kv].
         sources, length, room: Their sizes. Rows share a source, rows / sources consecutive ones each.
         adapters: Adapter of each source's rows or None; empty if there is none.
     """
@@ -287,7 +287,7 @@ class Kernel:
 
         Args:
             ids, mask: Tokens and their mask, int64 [b, s].
-            cross: Memory of the keys and values of each layer of the decoder in turns, float32
+            cross: Memory of the keys and values of each layer of the decoder in turns, bf16 as uint16
                 [2 * layers, b, heads, s, d_kv].
             threads: Threads of the call.
 
@@ -297,8 +297,8 @@ class Kernel:
         """
         ids, mask = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(mask, np.int64)
         shape = self._cross[0], ids.shape[0], self._cross[1], ids.shape[1], self._cross[2]
-        if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.float32 or not cross.flags.c_contiguous:
-            raise ValueError(f"keys and values are no float32 of the shape {shape} (got {cross.dtype} {cross.shape})")
+        if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.uint16 or not cross.flags.c_contiguous:
+            raise ValueError(f"keys and values are no uint16 of the shape {shape} (got {cross.dtype} {cross.shape})")
         pointers = (ctypes.c_void_p * len(cross))(*(each.ctypes.data for each in cross))
         call = _Sources(*ids.shape, threads, ids.ctypes.data, mask.ctypes.data, ctypes.addressof(pointers))
         self._check(self._library.lora_ft_encode(self._handle, ctypes.byref(call)))
@@ -310,6 +310,19 @@ class Kernel:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._library.lora_ft_close(self._handle)
+
+
+def rounded(values: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """Return float32 values rounded to the nearest bf16, written as uint16 to the memory `to` of the same shape.
+
+    Raises:
+        ValueError: One of them has another shape, type or order.
+    """
+    fits = values.shape == to.shape and (values.dtype, to.dtype) == (np.float32, np.uint16)
+    if not fits or not values.flags.c_contiguous or not to.flags.c_contiguous:
+        raise ValueError(f"{values.dtype} {values.shape} do not fit {to.dtype} {to.shape}")
+    _library().lora_ft_round(values.ctypes.data, to.ctypes.data, values.size)
+    return to
 
 
 def _pointers(matrix: Matrix) -> tuple[_Matrix, list[np.ndarray]]:
@@ -340,6 +353,8 @@ def _library() -> ctypes.CDLL:
     library.lora_ft_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
     library.lora_ft_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.lora_ft_encode.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.lora_ft_round.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    library.lora_ft_round.restype = None
     library.lora_ft_close.argtypes = [ctypes.c_void_p]
     library.lora_ft_close.restype = None
     library.lora_ft_forked.argtypes = [ctypes.c_void_p]

@@ -162,6 +162,11 @@ int lora_ft_encode(Kernel* kernel, const lora_ft::Sources* call) try {
     return 2;
 }
 
+// Rounds floats to bf16.
+void lora_ft_round(const float* from, lora_ft::Bf16* to, size_t count) {
+    for (size_t i = 0; i < count; ++i) to[i] = lora_ft::nearest(from[i]);
+}
+
 // Starts threads in a forked child. The pool of the parent is never destroyed, since its threads are not there to end.
 void lora_ft_forked(Kernel* kernel) {
     const int threads = kernel->pool->size();

@@ -11,45 +11,60 @@ constexpr float kNever = -1e30f;  // score of a key that is not there
 
 constexpr int kQueries = 8;  // queries that read keys and values together, while these are in the nearest cache
 
-// Queries [number, d_kv] of one head, and the keys and values [count, d_kv] that they see.
+// Queries [number, d_kv] of one head, and the keys and values [count, d_kv] that they see, floats or bf16.
+template <class Number>
 struct Queries {
     const float* from;
     float* to;  // their attention, apart like the queries
     int stride, number;
-    const float *keys, *values;
+    const Number *keys, *values;
     int count, more;     // keys of the first query, and how many more each has than the one before
     const float* added;  // to the scores of the first query, readable up to a multiple of 16; next: at added - more
 };
 
+// Calls `use(query, block)` for each query, given `count` keys or values. Those in bf16 are expanded once for several.
+template <int size, class Number, class Use>
+inline void each_query(const Number* block, int count, int begin, int end, Use use) {
+    alignas(64) float expanded[2 * kLanes * size];
+    const bool together = sizeof(Number) < sizeof(float) && end - begin > 1;
+    for (int i = 0; together && i < count * size; i += kLanes) store(expanded + i, floats(block + i));
+    for (int query = begin; query < end; ++query)
+        if (together)
+            use(query, static_cast<const float*>(expanded));
+        else
+            use(query, block);
+}
+
 // Writes the attention of the queries from `begin` to `end`, at most kQueries. `weights` [kQueries, room] is room.
-template <int vectors>
-inline void attend_of(const Queries& all, int begin, int end, float* weights, int room) {
-    constexpr int kSize = vectors * kLanes;
+template <int vectors, class Number>
+inline void attend_of(const Queries<Number>& all, int begin, int end, float* weights, int room) {
+    constexpr int kSize = vectors * kLanes, kLine = 64 / sizeof(Number);
     Ints lanes;
     for (int i = 0; i < kLanes; ++i) lanes[i] = i;
     const auto count = [&](int query) { return all.count + query * all.more; };
     const int longest = count(end - 1);
     Floats highest[kQueries];
     for (Floats& each : highest) each = splat(kNever);
-    for (int first = 0; first < longest; first += kLanes)
-        for (int query = begin; query < end; ++query) {
+    for (int first = 0; first < longest; first += kLanes) {
+        const int known = std::min(longest - first, kLanes);
+        const size_t offset = static_cast<size_t>(first) * kSize;
+        each_query<kSize>(all.keys + offset, known, begin, end, [&](int query, const auto* keys) {
             const int last = std::min(count(query) - first, kLanes);
-            if (last <= 0) continue;
+            if (last <= 0) return;
             Floats parts[vectors], each[kLanes];
             for (int i = 0; i < vectors; ++i) parts[i] = floats(all.from + query * all.stride + i * kLanes);
-            for (int j = 0; j < last; ++j) {
-                const float* const key = all.keys + static_cast<size_t>(first + j) * kSize;
-                if (query == begin)
-                    for (size_t line = 0; line < kSize; line += kLanes) prefetch(all.values + (key - all.keys) + line);
-                each[j] = parts[0] * floats(key);
-                for (int i = 1; i < vectors; ++i) each[j] = fma(parts[i], floats(key + i * kLanes), each[j]);
+            for (int j = 0; j < last; ++j, keys += kSize) {
+                for (int i = 0; query == begin && i < kSize; i += kLine) prefetch(all.values + offset + j * kSize + i);
+                each[j] = parts[0] * floats(keys);
+                for (int i = 1; i < vectors; ++i) each[j] = fma(parts[i], floats(keys + i * kLanes), each[j]);
             }
             for (int j = last; j < kLanes; ++j) each[j] = Floats{};
-            const Floats scores = sums(each) + floats(all.added - query * all.more + first);
-            const Floats known = lanes < splat(last) ? scores : splat(kNever);
-            highest[query - begin] = larger(highest[query - begin], known);
-            store(weights + (query - begin) * room + first, known);
-        }
+            const Floats all_scores = sums(each) + floats(all.added - query * all.more + first);
+            const Floats scores = lanes < splat(last) ? all_scores : splat(kNever);
+            highest[query - begin] = larger(highest[query - begin], scores);
+            store(weights + (query - begin) * room + first, scores);
+        });
+    }
     float norms[kQueries];
     for (int query = begin; query < end; ++query) {
         const float top = maximum(highest[query - begin]);
@@ -63,19 +78,21 @@ inline void attend_of(const Queries& all, int begin, int end, float* weights, in
         norms[query - begin] = 1 / sum(total);
     }
     const int block = end - begin > 1 ? 2 * kLanes : longest;
-    for (int first = 0; first < longest; first += block)
-        for (int query = begin; query < end; ++query) {
+    for (int first = 0; first < longest; first += block) {
+        const int known = std::min(longest - first, block);
+        const size_t offset = static_cast<size_t>(first) * kSize;
+        each_query<kSize>(all.values + offset, known, begin, end, [&](int query, const auto* values) {
             float* const to = all.to + query * all.stride;
             Floats mixed[vectors] = {};
             for (int i = 0; first && i < vectors; ++i) mixed[i] = floats(to + i * kLanes);
-            for (int j = first; j < std::min(first + block, count(query)); ++j) {
-                const float* const value = all.values + static_cast<size_t>(j) * kSize;
+            for (int j = first; j < std::min(first + block, count(query)); ++j, values += kSize) {
                 const Floats weight = splat(weights[(query - begin) * room + j]);
-                for (int i = 0; i < vectors; ++i) mixed[i] = fma(weight, floats(value + i * kLanes), mixed[i]);
+                for (int i = 0; i < vectors; ++i) mixed[i] = fma(weight, floats(values + i * kLanes), mixed[i]);
             }
             const float norm = first + block < longest ? 1 : norms[query - begin];
             for (int i = 0; i < vectors; ++i) store(to + i * kLanes, mixed[i] * norm);
-        }
+        });
+    }
 }
 
 // Up to 16 queries, a lane each, and the keys and values [count, d_kv] of their source.
@@ -143,7 +160,8 @@ inline void attend(const Group& group, int d_kv, float* scores, float* out, int 
     }
 }
 
-inline void attend(const Queries& queries, int d_kv, float* weights, int room) {
+template <class Number>
+inline void attend(const Queries<Number>& queries, int d_kv, float* weights, int room) {
     for (int begin = 0; begin < queries.number; begin += kQueries) {
         const int end = std::min(begin + kQueries, queries.number);
         switch (d_kv) {

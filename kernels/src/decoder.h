@@ -3,12 +3,22 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 namespace lora_ft {
 
 constexpr int kTile = 32;  // outputs that are computed together
+
+using Bf16 = uint16_t;  // the upper half of a float
+
+// Static, since each instruction set has code of its own for it.
+static inline Bf16 nearest(float value) {  // of two, the even one
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return static_cast<Bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 // Memory at addresses that are multiples of 64, in huge pages where the system has them.
 class Memory {
@@ -104,14 +114,14 @@ struct LowRank {
     const uint8_t* b;      // of each tile, float scales [32], then [rank / 4, 32, 4] around 128
 };
 
-// Arguments of a step. Keys and values are [rows, heads, length, d_kv] in turns, for each layer.
+// Arguments of a step. Keys and values, those of the sources in bf16, are [rows, heads, length, d_kv] in turns, for each layer.
 struct Call {
     int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
     const int64_t* ids;      // [rows, tokens]
     const int64_t* lengths;  // [rows] or [1]
     const int64_t* mask;     // [sources, source_length]
     float* const* past;
-    const float* const* cross;
+    const Bf16* const* cross;
     int64_t* next;  // [rows, tokens]
     float* logits;  // [rows, tokens, vocabulary], or null
     const LowRank* const* adapters;  // [sources][matrices], or null where there is none
@@ -122,7 +132,7 @@ struct Sources {
     int rows, length, threads;
     const int64_t* ids;   // [rows, length]
     const int64_t* mask;  // [rows, length]
-    float* const* cross;
+    Bf16* const* cross;
 };
 
 class Pool;

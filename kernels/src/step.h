@@ -178,8 +178,8 @@ inline void Step::attend_self(int number, int thread) {
             for (int key = 0; key <= last; ++key) own.bias[key] = by_distance[std::min(last - key, sizes_.far)];
             const size_t place = static_cast<size_t>(row) * width + head * size;
             const float* const added = own.bias.data() + call_.tokens - 1;
-            attend({query_.data() + place, mixed_.data() + place, width, call_.tokens, cached(0, row, head),
-                    cached(1, row, head), first, 1, added},
+            attend(Queries<float>{query_.data() + place, mixed_.data() + place, width, call_.tokens,
+                                  cached(0, row, head), cached(1, row, head), first, 1, added},
                    size, own.weights.data(), room_);
         }
     }
@@ -201,8 +201,9 @@ inline void Step::attend_source(int number, int thread) {
             const size_t length = call_.source_length;
             const size_t first = (static_cast<size_t>(source) * sizes_.heads + head) * length * size;
             const size_t place = static_cast<size_t>(source) * shared * width + head * size;
-            attend({query_.data() + place, mixed_.data() + place, width, shared, call_.cross[2 * number] + first,
-                    call_.cross[2 * number + 1] + first, attended_[source], 0, masks_.data() + source * length},
+            attend(Queries<Bf16>{query_.data() + place, mixed_.data() + place, width, shared,
+                                 call_.cross[2 * number] + first, call_.cross[2 * number + 1] + first,
+                                 attended_[source], 0, masks_.data() + source * length},
                    size, own.weights.data(), room_);
         }
     }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.reference import Decoder
+from tests.kernels.reference import Decoder, expanded
 
 package = pytest.importorskip("lora_ft_kernels", reason="lora-ft-kernels is not installed; see `make kernels`")
 
@@ -80,10 +80,43 @@ class Answers:
         return step.next
 
 
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Return values as the kernel takes those of sources."""
+    return package.rounded(values, np.empty(values.shape, np.uint16))
+
+
+def test_values_are_rounded_to_the_nearest_bf16() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal(5000) * 10.0 ** rng.integers(-30, 30, 5000)).astype(np.float32)
+    lower = expanded(np.uint16(values.view(np.uint32) >> 16))
+    middle = (lower.view(np.uint32) + 0x8000).view(np.float32)
+    upper = (lower.view(np.uint32) + 0x10000).view(np.float32)
+    assert np.array_equal(expanded(rounded(lower)), lower)
+    expected = np.where(np.abs(values) > np.abs(middle), upper, lower)
+    apart = values != middle
+    assert np.array_equal(expanded(rounded(values))[apart], expected[apart])
+    assert not (rounded(middle) & 1).any()  # of two equally near, the even one
+    assert rounded(np.array([0.0, -0.0], np.float32)).tolist() == [0, 0x8000]
+
+
+@pytest.mark.parametrize(
+    ("values", "to"),
+    [
+        (np.zeros(3, np.float32), np.zeros(4, np.uint16)),
+        (np.zeros(3), np.zeros(3, np.uint16)),
+        (np.zeros(6, np.float32)[::2], np.zeros(3, np.uint16)),
+    ],
+)
+def test_values_are_not_rounded_to_memory_that_does_not_fit(values: np.ndarray, to: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        package.rounded(values, to)
+
+
 def sources(s: Any, rows: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Return keys and values of random sources, and a mask with different lengths."""
     rng = np.random.default_rng(seed)
-    cross = [rng.standard_normal((rows, s.heads, SOURCE, s.d_kv)).astype(np.float32) for _ in range(2 * s.layers)]
+    shape = rows, s.heads, SOURCE, s.d_kv
+    cross = [rounded(rng.standard_normal(shape).astype(np.float32)) for _ in range(2 * s.layers)]
     return cross, (np.arange(SOURCE) < rng.integers(1, SOURCE + 1, (rows, 1))).astype(np.int64)
 
 

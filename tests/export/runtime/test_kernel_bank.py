@@ -19,6 +19,7 @@ from lora_ft.export.runtime import Generator, kernel
 from lora_ft.export.runtime.scheduler import Limits, Scheduler
 from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.export.oracle import redraw
+from tests.export.runtime.test_kernel import round_sources
 from tests.export.runtime.test_scheduler import Answers, job_of, run
 from tests.tiny import save_tiny_t5
 
@@ -85,7 +86,9 @@ def load(folders: Callable[[str], Path]) -> Load:
 
     @cache
     def both(precision: str) -> tuple[Generator, Generator]:
-        return loaded(folders(precision)), Generator.load(folders(precision), threads=2, kernel=False)
+        kernel, graphs = loaded(folders(precision)), Generator.load(folders(precision), threads=2, kernel=False)
+        round_sources(graphs, kernel)
+        return kernel, graphs
 
     return both
 
@@ -148,8 +151,9 @@ def test_a_replaced_adapter_is_the_new_one(folders: Callable[[str], Path], check
     assert generator.generate(TEXTS, adapter=NAMES) == before
     generator.reload()
     names = ["whole" if name == "other" else name for name in NAMES]
-    answers = generator.generate(TEXTS, adapter=names)
-    assert answers == Generator.load(folder, threads=2, kernel=False).generate(TEXTS, adapter=names)
+    answers, graphs = generator.generate(TEXTS, adapter=names), Generator.load(folder, threads=2, kernel=False)
+    round_sources(graphs, generator)
+    assert answers == graphs.generate(TEXTS, adapter=names)
     assert answers[2] != before[2] and answers[0] == before[0]
 
 

@@ -55,7 +55,7 @@ def measure(task: Task, space: dict[str, list[Any]], out: Path, progress: Progre
     """
     combinations = [dict(zip(space, row, strict=True)) for row in itertools.product(*space.values())]
     progress.note(f"search of {len(combinations)} combinations")
-    found, search_time = _timed(
+    searched, search_time = _timed(
         lambda: search(task, out / "search", space=space, trials=len(combinations), progress=progress)
     )
     progress.note(f"grid of {len(combinations)} combinations")
@@ -67,14 +67,14 @@ def measure(task: Task, space: dict[str, list[Any]], out: Path, progress: Progre
     best = best_run(trained.runs)
     if best is None:
         raise LoraFtError(f"no run of the grid in {out} can be compared", "change the task or its space")
-    runs = {"grid": best, "search": found.run}
+    runs = {"grid": best, "search": searched.run}
     for run in runs.values():
         evaluate(str(run.folder), progress=progress)
     comparison = compare([str(run.folder) for run in runs.values()])
     first, second = comparison.contenders
-    ranking = sorted(trained.runs, key=lambda run: run.metrics["best_metric"], reverse=found.record.sign > 0)
+    ranking = sorted(trained.runs, key=lambda run: run.metrics["best_metric"], reverse=searched.record.sign > 0)
     names = [_settings(run.task, space) for run in ranking]
-    steps = {"grid": sum(run.metrics["steps"] for run in trained.runs), "search": found.record.steps}
+    steps = {"grid": sum(run.metrics["steps"] for run in trained.runs), "search": searched.record.steps}
     times = {"grid": grid_time, "search": search_time}
     sides = {
         name: {
@@ -92,16 +92,16 @@ def measure(task: Task, space: dict[str, list[Any]], out: Path, progress: Progre
     return {
         "environment": environment(),
         "task": task.name,
-        "rows": dict(found.run.metrics["rows"]) | {"test": len(comparison.prompts)},
+        "rows": dict(searched.run.metrics["rows"]) | {"test": len(comparison.prompts)},
         "space": space,
         "steps": best.metrics["steps"],
         "precision": best.metrics["precision"],
-        "metric": found.record.metric,
+        "metric": searched.record.metric,
         "test_metric": comparison.by,
-        "runs_tried": found.record.runs_tried,
+        "runs_tried": searched.record.runs_tried,
         "rank_in_grid": names.index(sides["search"]["settings"]) + 1,
         "grid": sides["grid"] | {"runs": [_entry(run, space) for run in ranking]},
-        "search": sides["search"] | {"finalists": [plain_fields(each) for each in found.record.finalists]},
+        "search": sides["search"] | {"finalists": [plain_fields(each) for each in searched.record.finalists]},
         "difference": plain_fields(second.differences[comparison.by]),
     }
 
@@ -125,7 +125,7 @@ def _entry(run: Run, space: dict[str, list[Any]]) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """Return the table of grid and search, and a sentence about the difference of their winners."""
-    grid, found, rows = results["grid"], results["search"], results["rows"]
+    grid, search_side, rows = results["grid"], results["search"], results["rows"]
     lines = [
         (
             name,
@@ -136,7 +136,7 @@ def tables(results: dict[str, Any]) -> str:
             f"{side['trainable_parameters']:,}",
             interval(side["test"]),
         )
-        for name, side in (("grid", grid), ("search", found))
+        for name, side in (("grid", grid), ("search", search_side))
     ]
     columns = ["", "trained samples", "minutes", "CPU minutes", "winner", "parameters", results["test_metric"]]
     difference = results["difference"]

@@ -55,7 +55,7 @@ def add_adapter(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
+        target_modules=_decoder_layers(model) if lora.target_modules == "decoder" else lora.target_modules,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,
@@ -93,6 +93,16 @@ def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
                 raise UsageError(
                     f"lora.{key}: the base has no linear layer '{pattern}'", f"use {', '.join(layer_types)}"
                 )
+
+
+def _decoder_layers(model: PreTrainedModel) -> str:
+    """Return peft's pattern for the linear layers of the decoder."""
+    from torch.nn import Linear
+
+    names = {
+        name.rsplit(".", 1)[-1] for name, module in model.get_decoder().named_modules() if isinstance(module, Linear)
+    }
+    return rf"decoder\..*\.({'|'.join(sorted(names))})"
 
 
 def _check_tokens(model: PreTrainedModel, lora: Lora) -> None:
@@ -328,9 +338,18 @@ def count_parameters(config: dict[str, Any], lora: Lora | None) -> tuple[int, in
     EVA moves ranks between layers after reading the rows, but its adapter is counted before. Without an adapter, all
     parameters are trainable.
     """
-    model = meta_model(config, lora)
+    return parameter_counts(meta_model(config, lora))
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Return the numbers of trainable and of all parameters of a model."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
+
+
+def has_frozen_encoder(model: Any) -> bool:
+    """Return True if no weight of the encoder, and no token that it reads, is trained."""
+    return not any(parameter.requires_grad for parameter in model.get_encoder().parameters())
 
 
 def meta_model(config: dict[str, Any], lora: Lora | None) -> Any:

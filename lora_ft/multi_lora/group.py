@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lora_ft.core.energy import SOURCES, meter
 from lora_ft.core.tokenizer import IGNORED
@@ -126,12 +127,14 @@ class AdapterGroup:
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
         """Accumulate the gradients of one pass and return the members' losses, which are independent of each other."""
         device, rows = self._stack.device, [share.rows for share in shares]
-        batch = concatenate(shares, device)
+        batch: dict[str, Any] = concatenate(shares, device)
         labels = batch.pop("labels")
         counts = [(share.adapter, share.rows) for share in shares]
         drops = [self.members[share.adapter].drop(share.batch) for share in shares]
         self._stack.route.send(counts, len(self.members), device, drops)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            if (states := self._read_states(shares)) is not None:
+                batch["encoder_outputs"] = (states,)
             outputs = self._model(**batch, use_cache=False)
             losses = [
                 token_loss(
@@ -148,6 +151,17 @@ class AdapterGroup:
             together.sum().backward()
         values: list[float] = together.detach().tolist()
         return values
+
+    def _read_states(self, shares: Sequence[MemberBatch]) -> Tensor | None:
+        """Return the encoder's states for a pass [rows, width, d], or None if the pass runs the encoder."""
+        width = max(share.lengths[0] for share in shares)
+        parts = []
+        for share in shares:
+            kept = self.members[share.adapter].states
+            if kept is None:
+                return None  # then no member has states
+            parts.append(pad(kept.read(share.batch), (0, 0, 0, width - share.lengths[0])))
+        return torch.cat(parts)
 
     def _route_rows(self, number: int) -> None:
         self._stack.route.send_all(number)

@@ -21,6 +21,7 @@ from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.tasks.schema import Task
+from lora_ft.training.encoder_states import EncoderStates, distinct_prompts, states_fit
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.run_folder import RunFolder
@@ -150,12 +151,32 @@ def _build_group(
         MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name, job.pauses.get(name))
         for name, (adapter, _) in zip(names, adapters, strict=True)
     ]
+    states = _encoder_states(job, model)
+    for member in members:
+        member.states = states.get(member.name)
     if snapshot is None and job.resumed:
         snapshot = _last_states(members, stack, job.resumed)
     for member in members:
         member.begin(snapshot.members[member.name] if snapshot else None)
     bf16 = plan.precision.is_bf16
     return AdapterGroup(model, stack, members, snapshots, bf16=bf16, dashboard=dashboard, snapshot=snapshot), stack
+
+
+def _encoder_states(job: GroupJob, model: Any) -> dict[str, EncoderStates]:
+    """Return the encoder states of each task by name, or nothing if every step runs the encoder.
+
+    Tasks with the same prompts share their states. All tasks of the job decide, even those that have left the group, so
+    that a resumed group computes the same bits.
+    """
+    plans = [job.plans[name] for name in job.names]
+    if not (all(plan.states for plan in plans) and any(plan.keeps_states for plan in plans)):
+        return {}
+    prompts = [tuple(distinct_prompts(data.rows)) for data in job.data]
+    numbers = dict(zip(prompts, (plan.states for plan in plans), strict=True))
+    if not states_fit(sum(numbers.values()), packed=False):
+        return {}
+    shared = {own: EncoderStates(model, own, packed=False) for own in numbers}
+    return {name: shared[own] for name, own in zip(job.names, prompts, strict=True)}
 
 
 def _last_states(members: Sequence[MemberTrainer], stack: StackedWeights, resumed: frozenset[str]) -> Snapshot:

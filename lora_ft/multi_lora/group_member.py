@@ -27,6 +27,7 @@ from lora_ft.multi_lora.resume_point import AdapterState, parameter_groups, read
 from lora_ft.multi_lora.stacked_adamw import AdamWStep
 from lora_ft.runs.run import ADAPTER, METRICS, WEIGHTS
 from lora_ft.tasks.schema import Task
+from lora_ft.training.encoder_states import EncoderStates
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import hardware_name, run_metrics
@@ -47,6 +48,7 @@ class MemberTrainer:
         resumed: Step at which training was resumed.
         due: True if the member has reached a step at which training alone would save.
         failure: Reason why the member left the group without a run, or "".
+        states: Encoder states of its rows, or None if every step runs the encoder. Set by the group's job.
 
     Args:
         data: Task, base, tokenizer and rows.
@@ -72,6 +74,7 @@ class MemberTrainer:
         self.folder.record(data, plan)
         self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
         self.resumed, self.due, self.failure = 0, False, ""
+        self.states: EncoderStates | None = None
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the loss is a sum since the last log
         self._logged = 0

@@ -34,7 +34,7 @@ class Lora(Section):
     lora_dropout: Dropout = 0.0
     """Dropout rate on the adapter's input."""
     target_modules: str | list[str]
-    """"q,v", "all-linear" (every linear layer except the head), or a list of layer names."""
+    """"q,v", "all-linear" (every linear layer except the head), "decoder" (its linear layers), or a list of names."""
     use_dora: bool = False
     """Train magnitude and direction of each weight separately (DoRA, arXiv 2402.09353). Slower, sometimes better."""
     use_rslora: bool = False
@@ -71,7 +71,7 @@ class Lora(Section):
     @field_validator("target_modules")
     @classmethod
     def _as_list(cls, value: str | list[str]) -> str | list[str]:
-        if value == "all-linear":
+        if value in ("all-linear", "decoder"):
             return value
         names = [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
         if not names or not all(names):

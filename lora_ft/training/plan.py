@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.data.batching import Encoded, padding_share
-from lora_ft.models.adapters import count_parameters
+from lora_ft.models.adapters import has_frozen_encoder, meta_model, parameter_counts
 from lora_ft.models.quantization import require_quantization
 from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
+from lora_ft.training.encoder_states import distinct_prompts, states_fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,7 @@ class Plan:
         warmup_steps: Number of `steps` that warm up the learning rate.
         trainable, parameters: Number of trained parameters, and of all parameters.
         padding: Share of an epoch's positions that is padding.
+        states: Numbers in the encoder states of all distinct prompts. 0 if they change, or in several processes.
     """
 
     device: str
@@ -59,6 +61,13 @@ class Plan:
     trainable: int
     parameters: int
     padding: float
+    states: int
+
+    @property
+    def keeps_states(self) -> bool:
+        """True if later epochs take encoder states from memory, see `encoder_states`. Not measured on GPUs."""
+        repeats = self.steps > self.steps_per_epoch
+        return self.device == "cpu" and repeats and self.states > 0 and states_fit(self.states, packed=self.packed)
 
     @property
     def packed(self) -> bool:
@@ -73,6 +82,7 @@ class Plan:
             f"{self.padding:.0%} padding",
             f"precision {self.precision.name}: {self.precision.reason}",
             f"compile {'on' if self.compile else 'off'}: {self.compile_reason}",
+            *(["encoder run once per prompt: the adapter leaves it as it is"] if self.keeps_states else []),
         ]
 
 
@@ -99,8 +109,11 @@ def make_plan(
     global_batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     per_epoch = math.ceil(len(rows) / global_batch)
     steps = train.max_steps or math.ceil(train.num_train_epochs * per_epoch)
-    trainable, parameters = count_parameters(config, task.lora if task.method == "lora" else None)
-    tokens = sum(len(row.input_ids) + len(row.labels) for row in rows) * steps / per_epoch
+    model = meta_model(config, task.lora if task.method == "lora" else None)
+    trainable, parameters = parameter_counts(model)
+    is_fixed = processes == 1 and not task.base_dropout and has_frozen_encoder(model)
+    epochs = steps / per_epoch
+    tokens = sum(len(row.input_ids) * min(epochs, 1 if is_fixed else epochs) + len(row.labels) * epochs for row in rows)
     compiled, reason = (
         (started.compile, "as when this run began")
         if started
@@ -120,6 +133,7 @@ def make_plan(
         trainable=trainable,
         parameters=parameters,
         padding=padding_share(rows, global_batch, train.per_device_train_batch_size, train.seed),
+        states=sum(map(len, distinct_prompts(rows))) * config["d_model"] if is_fixed else 0,
     )
 
 

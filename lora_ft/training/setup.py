@@ -29,6 +29,7 @@ from lora_ft.tasks.files import task_text
 from lora_ft.tasks.metric_names import FROM_SOURCE
 from lora_ft.tasks.schema import Task
 from lora_ft.training.distillation import open_teacher
+from lora_ft.training.encoder_states import EncoderStates, distinct_prompts
 from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
@@ -60,6 +61,8 @@ def build_trainer(
     elif plan.packed:
         pack_stacks(model)
     trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
+    if plan.keeps_states:
+        trainer.states = EncoderStates(model, distinct_prompts(data.rows), packed=plan.packed)
     keeper = ResumeKeeper(trainer.sampler, folder, data.task.train.save_total_limit)
     trainer.add_callback(keeper)
     return trainer, keeper, reporter

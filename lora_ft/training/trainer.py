@@ -28,6 +28,7 @@ from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positio
 from lora_ft.models.generation import without_defaults
 from lora_ft.training.cross_entropy import SummedCrossEntropy, by_token
 from lora_ft.training.distillation import Teacher
+from lora_ft.training.encoder_states import EncoderStates
 from lora_ft.training.run_folder import RunFolder
 
 
@@ -102,6 +103,9 @@ class Trainer(Seq2SeqTrainer):
         eval_rows: Encoded validation rows; may be empty.
         args: Arguments of transformers' trainer.
         options: Further arguments of transformers' trainer.
+
+    Attributes:
+        states: States of a frozen encoder, or None if every step runs the encoder.
     """
 
     optimizer: Any  # transformers', set by `create_optimizer`
@@ -122,6 +126,7 @@ class Trainer(Seq2SeqTrainer):
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.positions = (0, 0)
+        self.states: EncoderStates | None = None
         super().__init__(
             args=args,
             train_dataset=Rows(train_rows),
@@ -153,9 +158,11 @@ class Trainer(Seq2SeqTrainer):
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.bf16)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         if self._settings.teacher:
             self._settings.teacher.read(inputs)
+        if self.states is not None and model.training:
+            inputs = {**inputs, "encoder_outputs": (self.states.read(inputs),)}
         return super().compute_loss(model, inputs, *args, **options)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:

@@ -23,6 +23,7 @@ from lora_ft.runs.run import Run, working_folder
 from lora_ft.tasks.files import load_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import Interrupted, train
+from lora_ft.training.plan import Plan
 
 MakeTask = Callable[..., Path]
 # Every source of randomness is on, so that an inexact resume shows.
@@ -167,6 +168,21 @@ def test_bf16_autocast_keeps_the_adapter_in_float32(make_task: MakeTask, tmp_pat
     assert all(loss > 0 for loss in losses(run.folder))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_kept_encoder_states_train_the_same_adapter(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, accumulated: int
+) -> None:
+    settings = {"num_train_epochs": 3, "precision": precision, "gradient_accumulation_steps": accumulated}
+    task = load_task(make_task(train=settings, lora={"target_modules": "decoder", "lora_dropout": 0.1}))
+    kept = train(task, tmp_path / "kept")
+    monkeypatch.setattr(Plan, "keeps_states", False)
+    plain = train(task, tmp_path / "plain")
+    assert not any("encoder" in name for name in weights(kept))
+    assert losses(kept.folder) == pytest.approx(losses(plain.folder), rel=1e-4 if precision == "fp32" else 0.02)
+    assert closeness(weights(kept), weights(plain)) < (1e-4 if precision == "fp32" else 0.2)
+
+
 def test_non_finite_loss_stops_the_run(make_task: MakeTask, tmp_path: Path) -> None:
     settings = {"learning_rate": 3e37, "warmup_ratio": 0.0, "max_grad_norm": 0.0}
     with pytest.raises(LossError, match=r"not finite \(got (nan|inf)\); lower train\.learning_rate"):
@@ -231,18 +247,26 @@ MOMENTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize(
-    ("moment", "precision", "dropout"),
-    [*((moment, "fp32", 0.1) for moment in MOMENTS), ("after a checkpoint", "bf16", 0.0)],
+    ("moment", "precision", "dropout", "targets"),
+    [
+        *((moment, "fp32", 0.1, "q,v") for moment in MOMENTS),
+        ("after a checkpoint", "bf16", 0.0, "q,v"),
+        ("after a checkpoint", "fp32", 0.1, "decoder"),
+        ("after a checkpoint", "bf16", 0.0, "decoder"),
+    ],
 )
 def test_killed_run_resumes_bit_identically(
     moment: str,
     precision: str,
     dropout: float,
+    targets: str,
     make_task: MakeTask,
     tmp_path: Path,
     uninterrupted: Callable[[Task], dict[str, torch.Tensor]],
 ) -> None:
-    task = make_task(train=RANDOM | {"precision": precision}, lora={"lora_dropout": dropout})
+    constant = {"base_dropout": 0.0} if targets == "decoder" else {}  # encoder states are kept then
+    lora = {"lora_dropout": dropout, "target_modules": targets}
+    task = make_task(train=RANDOM | {"precision": precision} | constant, lora=lora)
     out = tmp_path / "run"
     process = start(task, out)
     wait_for(lambda: MOMENTS[moment](working_folder(out)), process)

@@ -23,6 +23,8 @@ from lora_ft.tasks.files import load_task, save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.train import train
 from lora_ft.train_many import train_many
+from lora_ft.training.encoder_states import EncoderStates
+from lora_ft.training.plan import Plan
 from lora_ft.training.trainer import Trainer
 from tests.conftest import write_task
 from tests.lora_ft.test_train import closeness, losses, wait_for, weights
@@ -118,6 +120,29 @@ def test_group_trains_the_same_adapters_as_training_alone(make_task: MakeTask, t
             mine, theirs = ([entry[key] for entry in log if key in entry] for log in logs)
             if theirs or key != "grad_norm":  # transformers 4 logs none where nothing is clipped
                 assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def decoder_tasks(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
+    """Return tasks like `different_tasks`, whose adapters leave the encoder alone."""
+    layers = ("decoder", ["EncDecAttention.k", "EncDecAttention.v"], "decoder")
+    return [
+        task.model_copy(update={"lora": task.lora.model_copy(update={"target_modules": targets})})
+        for task, targets in zip(different_tasks(make_task, count, **train), layers, strict=False)
+    ]
+
+
+def test_group_of_decoder_adapters_runs_the_encoder_once_per_prompt(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = decoder_tasks(make_task, 3, max_steps=50, eval_every=25, metric_for_best_model="loss")
+    read: list[EncoderStates] = []
+    kept_states = EncoderStates.read
+    monkeypatch.setattr(EncoderStates, "read", lambda self, batch: read.append(self) or kept_states(self, batch))
+    grouped = train_many(tasks, tmp_path / "grouped")
+    assert not grouped.failed and read
+    monkeypatch.setattr(Plan, "keeps_states", False)
+    for task, run in zip(tasks, grouped.runs, strict=True):
+        assert closeness(weights(run), weights(train(task, tmp_path / "alone" / task.name))) < 1e-4
 
 
 def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:
@@ -257,12 +282,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> 
     return train_many(resumable(make), root / "runs").runs
 
 
-def resumable(make_task: MakeTask) -> list[Task]:
+def resumable(make_task: MakeTask, tasks_of: Callable[..., list[Task]] = different_tasks) -> list[Task]:
     """Return three tasks. The first is finished when the others are at half of their steps."""
-    tasks = different_tasks(make_task, 3, **RESUMED)
-    short = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"max_steps": 20})})
-    save_task(short, short.data.root / "task.yaml")  # type: ignore[operator]
-    return [short, *tasks[1:]]
+    tasks = tasks_of(make_task, 3, **RESUMED)
+    tasks[0] = tasks[0].model_copy(update={"train": tasks[0].train.model_copy(update={"max_steps": 20})})
+    for task in tasks:
+        save_task(task, task.data.root / "task.yaml")  # type: ignore[operator]
+    return tasks
 
 
 def files(tasks: list[Task]) -> list[str]:
@@ -301,6 +327,17 @@ def test_killed_group_resumes_bit_identically(
         steps = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and len(losses(run.folder)) == run.metrics["steps"]  # no step is logged twice
     assert {path.name for path in out.iterdir()} == {"t0", "t1", "t2", "report.html"}
+
+
+def test_killed_group_with_kept_encoder_states_resumes_bit_identically(make_task: MakeTask, tmp_path: Path) -> None:
+    tasks, out = resumable(make_task, decoder_tasks), tmp_path / "runs"
+    process = start(files(tasks), out)
+    wait_for(lambda: MOMENTS["after an adapter has left"](out), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "t1").exists()
+    resumed = train_many(tasks, out, resume=True).runs
+    assert all(map(same, resumed, train_many(tasks, tmp_path / "whole").runs))
 
 
 def test_snapshots_do_not_wait_for_the_next_evaluation(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.nn import Linear
 from transformers import T5ForConditionalGeneration
 
 from lora_ft.core.errors import LoraFtError, UsageError
@@ -63,6 +64,17 @@ def test_all_linear_adapts_every_layer_except_the_head(tiny_base: Path) -> None:
     model = add_adapter(load_model(tiny_base), Lora.model_validate({"preset": "default"}))
     layers = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in model.named_parameters() if p.requires_grad}
     assert layers == {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+
+
+def test_decoder_adapts_every_layer_of_the_decoder(tiny_base: Path, tmp_path: Path) -> None:
+    base = load_model(tiny_base)
+    expected = {name for name, module in base.named_modules() if "decoder." in name and isinstance(module, Linear)}
+    model = add_adapter(base, Lora.model_validate({"target_modules": "decoder"}))
+    trained = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.removeprefix("base_model.model.") for name in trained} == expected
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(load_model(tiny_base), tmp_path / "adapter")
+    assert torch.equal(logits(loaded), logits(model.eval()))
 
 
 def test_plain_peft_loads_a_saved_adapter(tiny_base: Path, adapted: tuple[torch.Tensor, Path]) -> None:

@@ -28,9 +28,15 @@ def test_missing_section_uses_the_default_preset(make_task: MakeTask) -> None:
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [("q,v", ["q", "v"]), (" q , v ", ["q", "v"]), (["q", "wo"], ["q", "wo"]), ("all-linear", "all-linear")],
+    [
+        ("q,v", ["q", "v"]),
+        (" q , v ", ["q", "v"]),
+        (["q", "wo"], ["q", "wo"]),
+        ("all-linear", "all-linear"),
+        ("decoder", "decoder"),
+    ],
 )
-def test_target_modules_become_a_list_unless_all_linear(
+def test_target_modules_become_a_list_unless_they_have_a_name(
     make_task: MakeTask, value: str | list[str], names: str | list[str]
 ) -> None:
     assert load_task(make_task(lora={"target_modules": value})).lora.target_modules == names

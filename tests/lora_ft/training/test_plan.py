@@ -72,6 +72,45 @@ def test_warmup_is_a_share_of_the_steps(make_task: MakeTask, ratio: float, steps
     assert plan(make_task(), warmup_ratio=ratio).warmup_steps == steps
 
 
+@pytest.mark.parametrize(
+    ("sections", "device", "processes", "kept"),
+    [
+        ({"lora": {"target_modules": "decoder"}}, "cpu", 1, True),
+        ({"lora": {"target_modules": "EncDecAttention.q,EncDecAttention.v"}}, "cpu", 1, True),
+        ({"lora": {"target_modules": "q,v"}}, "cpu", 1, False),
+        ({"lora": {"target_modules": "decoder", "trainable_token_indices": [5]}}, "cpu", 1, False),
+        ({"lora": {"target_modules": "decoder"}, "train": {"base_dropout": 0.1}}, "cpu", 1, False),
+        ({"lora": {"target_modules": "decoder"}, "train": {"num_train_epochs": 1}}, "cpu", 1, False),
+        ({"lora": {"target_modules": "decoder"}}, "cuda", 1, False),
+        ({"lora": {"target_modules": "decoder"}}, "cpu", 2, False),
+        ({"method": "full"}, "cpu", 1, False),
+    ],
+)
+def test_encoder_states_are_kept_where_they_stay_the_same_and_are_needed_again(
+    make_task: MakeTask,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, Any],
+    device: str,
+    processes: int,
+    kept: bool,
+) -> None:
+    monkeypatch.setattr("lora_ft.training.plan.training_device", lambda: device)
+    planned = plan(make_task(**sections), processes=processes)
+    assert planned.keeps_states == kept
+    assert ("encoder run once per prompt" in "\n".join(planned.lines())) == kept
+
+
+def test_encoder_states_beyond_a_quarter_of_the_memory_are_not_kept(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(make_task(lora={"target_modules": "decoder"}))
+    assert planned.states == sum({len(row.input_ids) for row in rows(24)}) * CONFIG["d_model"]
+    for more, kept in ((0, True), (-1, False)):
+        memory = 4 * 4 * planned.states + more
+        monkeypatch.setattr("lora_ft.training.encoder_states.allowed_memory", lambda memory=memory: memory)
+        assert planned.keeps_states == kept
+
+
 def test_padding_follows_the_training_order(make_task: MakeTask) -> None:
     assert plan(make_task(), seed=7).padding == padding_share(rows(24), 4, 4, 7)
 

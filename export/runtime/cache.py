@@ -39,7 +39,7 @@ class Source:
 
     Attributes:
         rows: Number of sources.
-        values: The mask, then keys and values in the graphs' order, float32, or bf16 as uint16.
+        values: The mask, then keys and values in the graphs' order, float32 or float16.
         adapters: Adapters of the rows, or None if no row has one.
     """
 
@@ -49,14 +49,14 @@ class Source:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether keys and values are in bf16."""
-        return self.values[-1].data_type() == "tensor(uint16)"
+        """Whether keys and values are in fp16."""
+        return self.values[-1].data_type() == "tensor(float16)"
 
     def expanded(self) -> Source:
         """Return the sources with keys and values in float32."""
         if not self.is_rounded:
             return self
-        return self.changed(lambda array: (array.astype(np.uint32) << 16).view(np.float32))
+        return self.changed(lambda array: array.astype(np.float32))
 
     def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Source:
         """Return the sources with what `change` returns for each array of keys or values."""

@@ -1,6 +1,6 @@
 """The encoder of a bundle in the package lora-ft-kernels, in place of the graph `encoder`.
 
-The kernel reads the weights of that graph, and returns the keys and values that the decoder attends to, in bf16. It
+The kernel reads the weights of that graph, and returns the keys and values that the decoder attends to, in fp16. It
 computes the tokens of all sources without their padding, so a short source beside a long one costs only its own tokens.
 Its memory grows with the tokens, and not with the square of a source's length. See `lora_ft.export.runtime.kernel`.
 """
@@ -48,14 +48,14 @@ class EncoderKernel:
         begin_again_in_children(self)
 
     def encode(self, ids: np.ndarray, mask: np.ndarray, threads: int) -> Source:
-        """Return the encoded sources, with keys and values in bf16 and zeros as those of the padding.
+        """Return the encoded sources, with keys and values in fp16 and zeros as those of the padding.
 
         Args:
             ids, mask: Tokens and their mask, int64 [b, s].
             threads: Threads of the call.
         """
         count, heads, d_kv = self._shape
-        cross = on_lines(np.empty, (count, len(ids), heads, ids.shape[1], d_kv), np.uint16)
+        cross = on_lines(np.empty, (count, len(ids), heads, ids.shape[1], d_kv), np.float16)
         self._kernel.encode(ids, mask, cross, threads)
         return Source(len(ids), [ort_value(each) for each in (mask, *cross)])
 

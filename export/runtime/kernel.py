@@ -1,10 +1,10 @@
 """The decoder of a bundle in the package lora-ft-kernels, in place of the graphs `step`, `decoder` and `draft`.
 
 The kernel reads the weights of the graph `step`, and keeps keys and values in the same form, except those of sources:
-these are rounded to bf16, since each step reads all of them. It computes in the same formats: integers are exact,
+these are rounded to fp16, since each step reads all of them. It computes in the same formats: integers are exact,
 floats are added in another order. So its logits differ by what the rounded keys and values change, and by more where
-that moves a rounded input to the next integer. It is chosen if the processor and the sizes fit, and if it chooses the
-graphs' tokens on the bundle's probe, except for near ties.
+that moves a rounded input to the next integer. It is chosen if the processor and the sizes fit, and if its logits of
+the bundle's probe are near the graphs'.
 
 A row has equal bits whatever runs with it, in every format, so drafts are lossless in 4 bits too.
 """
@@ -117,10 +117,10 @@ class StepKernel:
         return Step(bound, DeviceBuffer.of(bound.next if logits is None else logits, "cpu"))
 
     def adopt(self, source: Source) -> Source:
-        """Return a source with keys and values in bf16."""
+        """Return a source with keys and values in fp16."""
         if source.is_rounded:
             return source
-        return source.changed(lambda array: self._package.rounded(array, on_lines(np.empty, array.shape, np.uint16)))
+        return source.changed(lambda array: self._package.rounded(array, on_lines(np.empty, array.shape, np.float16)))
 
     def _adapter(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """Return an adapter as the package takes it, given its arrays by graph input."""

@@ -1,7 +1,7 @@
 """Rows of many requests that take their steps together, in one pool of cache memory.
 
 A lane is a set of arrays: self-attention keys and values [most, heads, room, d_kv], those of the cross-attention
-[most, heads, source length, d_kv], in bf16 if the kernel takes the steps, the mask, and in a bank each row's adapter.
+[most, heads, source length, d_kv], in fp16 if the kernel takes the steps, the mask, and in a bank each row's adapter.
 Rows lie side by side from slot 0 on, so a step of `b` rows runs on the first `b` rows of every array, which are
 contiguous memory: nothing is copied for it, and the bound step of each `b` is kept (`Model`). A row that joins is
 written behind the last one. If one leaves, the last row moves into its slot.
@@ -116,7 +116,7 @@ class Lane:
 
     def _allocated(self) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Return empty self-attention and cross-attention keys and values, and a mask."""
-        kinds = (self.room, np.float32), (self.source_length, np.uint16 if self._model.kernel else np.float32)
+        kinds = (self.room, np.float32), (self.source_length, np.float16 if self._model.kernel else np.float32)
         past, cross = (
             [lazy_zeros((self.most, self._heads, length, self._d_kv), dtype) for _ in range(self._count)]
             for length, dtype in kinds

@@ -144,7 +144,7 @@ class Model:
         return self.adopt(Source(len(ids), [mask_value, *cross], adapters))
 
     def adopt(self, source: Source) -> Source:
-        """Return a source as the steps take it: keys and values in bf16 for the kernel, in fp32 for the graphs."""
+        """Return a source as the steps take it: keys and values in fp16 for the kernel, in fp32 for the graphs."""
         return self.kernel.adopt(source) if self.kernel else source.expanded()
 
     def cache(self, rows: int) -> Cache:

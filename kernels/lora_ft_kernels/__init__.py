@@ -287,7 +287,7 @@ class Kernel:
 
         Args:
             ids, mask: Tokens and their mask, int64 [b, s].
-            cross: Memory of the keys and values of each layer of the decoder in turns, bf16 as uint16
+            cross: Memory of the keys and values of each layer of the decoder in turns, float16
                 [2 * layers, b, heads, s, d_kv].
             threads: Threads of the call.
 
@@ -297,8 +297,8 @@ class Kernel:
         """
         ids, mask = np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(mask, np.int64)
         shape = self._cross[0], ids.shape[0], self._cross[1], ids.shape[1], self._cross[2]
-        if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.uint16 or not cross.flags.c_contiguous:
-            raise ValueError(f"keys and values are no uint16 of the shape {shape} (got {cross.dtype} {cross.shape})")
+        if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.float16 or not cross.flags.c_contiguous:
+            raise ValueError(f"keys and values are no float16 of the shape {shape} (got {cross.dtype} {cross.shape})")
         pointers = (ctypes.c_void_p * len(cross))(*(each.ctypes.data for each in cross))
         call = _Sources(*ids.shape, threads, ids.ctypes.data, mask.ctypes.data, ctypes.addressof(pointers))
         self._check(self._library.lora_ft_encode(self._handle, ctypes.byref(call)))
@@ -313,12 +313,12 @@ class Kernel:
 
 
 def rounded(values: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """Return float32 values rounded to the nearest bf16, written as uint16 to the memory `to` of the same shape.
+    """Return float32 values rounded to the nearest float16, at most 65504, in the memory `to` of the same shape.
 
     Raises:
         ValueError: One of them has another shape, type or order.
     """
-    fits = values.shape == to.shape and (values.dtype, to.dtype) == (np.float32, np.uint16)
+    fits = values.shape == to.shape and (values.dtype, to.dtype) == (np.float32, np.float16)
     if not fits or not values.flags.c_contiguous or not to.flags.c_contiguous:
         raise ValueError(f"{values.dtype} {values.shape} do not fit {to.dtype} {to.shape}")
     _library().lora_ft_round(values.ctypes.data, to.ctypes.data, values.size)

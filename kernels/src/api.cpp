@@ -162,8 +162,8 @@ int lora_ft_encode(Kernel* kernel, const lora_ft::Sources* call) try {
     return 2;
 }
 
-// Rounds floats to bf16.
-void lora_ft_round(const float* from, lora_ft::Bf16* to, size_t count) {
+// Rounds floats to halves.
+void lora_ft_round(const float* from, lora_ft::Half* to, size_t count) {
     for (size_t i = 0; i < count; ++i) to[i] = lora_ft::nearest(from[i]);
 }
 

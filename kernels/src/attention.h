@@ -11,7 +11,7 @@ constexpr float kNever = -1e30f;  // score of a key that is not there
 
 constexpr int kQueries = 8;  // queries that read keys and values together, while these are in the nearest cache
 
-// Queries [number, d_kv] of one head, and the keys and values [count, d_kv] that they see, floats or bf16.
+// Queries [number, d_kv] of one head, and the keys and values [count, d_kv] that they see, floats or halves.
 template <class Number>
 struct Queries {
     const float* from;
@@ -22,7 +22,7 @@ struct Queries {
     const float* added;  // to the scores of the first query, readable up to a multiple of 16; next: at added - more
 };
 
-// Calls `use(query, block)` for each query, given `count` keys or values. Those in bf16 are expanded once for several.
+// Calls `use(query, block)` for each query, given `count` keys or values. Halves are expanded once for several.
 template <int size, class Number, class Use>
 inline void each_query(const Number* block, int count, int begin, int end, Use use) {
     alignas(64) float expanded[2 * kLanes * size];

@@ -1,6 +1,8 @@
 // The weights of the encoder or the decoder of a T5, repacked, and the arguments of their calls.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -11,13 +13,15 @@ namespace lora_ft {
 
 constexpr int kTile = 32;  // outputs that are computed together
 
-using Bf16 = uint16_t;  // the upper half of a float
+using Half = uint16_t;  // a float of 16 bits
 
 // Static, since each instruction set has code of its own for it.
-static inline Bf16 nearest(float value) {  // of two, the even one
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return static_cast<Bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+static inline Half nearest(float value) {  // of two, the even one; beyond the largest, that
+    const float size = std::min(std::fabs(value), 65504.0f) * 0x1p-112f;  // with a half's exponent
+    uint32_t sign, bits;
+    std::memcpy(&sign, &value, sizeof sign);
+    std::memcpy(&bits, &size, sizeof bits);
+    return static_cast<Half>((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (sign >> 16 & 0x8000));
 }
 
 // Memory at addresses that are multiples of 64, in huge pages where the system has them.
@@ -114,14 +118,14 @@ struct LowRank {
     const uint8_t* b;      // of each tile, float scales [32], then [rank / 4, 32, 4] around 128
 };
 
-// Arguments of a step. Keys and values, those of the sources in bf16, are [rows, heads, length, d_kv] in turns, for each layer.
+// Arguments of a step. Keys and values, those of the sources as halves, are [rows, heads, length, d_kv] in turns, for each layer.
 struct Call {
     int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
     const int64_t* ids;      // [rows, tokens]
     const int64_t* lengths;  // [rows] or [1]
     const int64_t* mask;     // [sources, source_length]
     float* const* past;
-    const Bf16* const* cross;
+    const Half* const* cross;
     int64_t* next;  // [rows, tokens]
     float* logits;  // [rows, tokens, vocabulary], or null
     const LowRank* const* adapters;  // [sources][matrices], or null where there is none
@@ -132,7 +136,7 @@ struct Sources {
     int rows, length, threads;
     const int64_t* ids;   // [rows, length]
     const int64_t* mask;  // [rows, length]
-    Bf16* const* cross;
+    Half* const* cross;
 };
 
 class Pool;

@@ -197,11 +197,11 @@ inline void Encode::cross(int begin, int end, Own& own) {
     normed(stack_.final_norm, stack_.head, begin, end, own);
     for (int tile = 0; tile < stack_.head.tiles(); ++tile) {
         const int column = tile * kTile % width;
-        Bf16* const keys = call_.cross[tile * kTile / width];
+        Half* const keys = call_.cross[tile * kTile / width];
         each_product(stack_.head, tile, own.input, end - begin, [&](int row, const float* values) {
             const Source& from = source(begin + row);
             const size_t first = static_cast<size_t>(from.number) * sizes_.heads + column / size;
-            Bf16* const to = keys + (first * call_.length + begin + row - from.begin) * size + column % size;
+            Half* const to = keys + (first * call_.length + begin + row - from.begin) * size + column % size;
             for (int i = 0; i < kTile; ++i) to[i] = nearest(values[i]);
         });
     }
@@ -218,8 +218,8 @@ inline void run_encoder(const Stack& stack, const Sources& call, Pool& pool) {
         const size_t padding = static_cast<size_t>(call.length - lengths[row]) * sizes.d_kv;
         for (int i = 0; i < stack.head.outputs / sizes.width(); ++i)
             for (int head = 0; head < sizes.heads; ++head) {
-                Bf16* const end = call.cross[i] + (static_cast<size_t>(row) * sizes.heads + head + 1) * call.length * sizes.d_kv;
-                std::fill(end - padding, end, Bf16{0});
+                Half* const end = call.cross[i] + (static_cast<size_t>(row) * sizes.heads + head + 1) * call.length * sizes.d_kv;
+                std::fill(end - padding, end, Half{0});
             }
     }
     for (int first = 0, last; first < call.rows; first = last) {

@@ -21,7 +21,7 @@ constexpr int kLanes = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(64)));
-typedef Bf16 Halves __attribute__((vector_size(32)));
+typedef Half Halves __attribute__((vector_size(32)));
 
 template <class Vector, class Element>
 inline Vector load(const Element* from) {
@@ -49,9 +49,7 @@ inline Ints rounded(Floats a) { return (Ints)_mm512_cvtps_epi32(a); }
 inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps((__m512i)a); }
 inline float sum(Floats a) { return _mm512_reduce_add_ps(a); }
 inline float maximum(Floats a) { return _mm512_reduce_max_ps(a); }
-inline Floats floats(const Bf16* from) {
-    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
-}
+inline Floats floats(const Half* from) { return _mm512_cvtph_ps(load<__m256i>(from)); }
 inline void store_bytes(int8_t* to, Ints a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8((__m512i)a));
 }
@@ -75,7 +73,11 @@ inline float maximum(Floats a) {
     for (int i = 1; i < kLanes; ++i) most = a[i] > most ? a[i] : most;
     return most;
 }
-inline Floats floats(const Bf16* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Ints) << 16); }
+inline Floats floats(const Half* from) {
+    const Ints bits = __builtin_convertvector(load<Halves>(from), Ints);
+    const Floats sizes = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (Floats)((Ints)sizes | (bits & 0x8000) << 16);
+}
 inline void store_bytes(int8_t* to, Ints a) {
     for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(a[i]);
 }

@@ -201,7 +201,7 @@ inline void Step::attend_source(int number, int thread) {
             const size_t length = call_.source_length;
             const size_t first = (static_cast<size_t>(source) * sizes_.heads + head) * length * size;
             const size_t place = static_cast<size_t>(source) * shared * width + head * size;
-            attend(Queries<Bf16>{query_.data() + place, mixed_.data() + place, width, shared,
+            attend(Queries<Half>{query_.data() + place, mixed_.data() + place, width, shared,
                                  call_.cross[2 * number] + first, call_.cross[2 * number + 1] + first,
                                  attended_[source], 0, masks_.data() + source * length},
                    size, own.weights.data(), room_);

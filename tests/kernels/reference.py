@@ -13,11 +13,6 @@ import numpy as np
 LAYER = 6  # matrices of a layer
 
 
-def expanded(values: np.ndarray) -> np.ndarray:
-    """Return bf16 values, uint16, as float32."""
-    return (values.astype(np.uint32) << 16).view(np.float32)
-
-
 @dataclass
 class Layer:
     """A linear layer: rounded weights [inputs, outputs], and how its input is rounded.
@@ -126,7 +121,7 @@ class Decoder:
 
         Args:
             tokens: The tokens.
-            cross: Keys and values of the source of each row, bf16 as uint16 [b, heads, s, d_kv].
+            cross: Keys and values of the source of each row, float16 [b, heads, s, d_kv].
             mask: Mask of the sources [b, s].
             adapters: The changes of each row's layers.
         """
@@ -151,7 +146,7 @@ class Decoder:
             x = x + out(self._attention(q, k, v, bias))
             q = self._by_head(query(self._norm(x, norms[1])))
             hidden = np.where(mask[:, None, None] > 0, 0, -np.inf)
-            keys, values = map(expanded, cross[2 * i : 2 * i + 2])
+            keys, values = (each.astype(np.float32) for each in cross[2 * i : 2 * i + 2])
             x = x + cross_out(self._attention(q, keys, values, hidden))
             x = x + down(self._inner(up(self._norm(x, norms[2]))))
         return self.layers[-1](self._norm(x, self.norms[-1]))

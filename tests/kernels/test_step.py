@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.reference import Decoder, expanded
+from tests.kernels.reference import Decoder
 
 package = pytest.importorskip("lora_ft_kernels", reason="lora-ft-kernels is not installed; see `make kernels`")
 
@@ -82,29 +82,31 @@ class Answers:
 
 def rounded(values: np.ndarray) -> np.ndarray:
     """Return values as the kernel takes those of sources."""
-    return package.rounded(values, np.empty(values.shape, np.uint16))
+    return package.rounded(values, np.empty(values.shape, np.float16))
 
 
-def test_values_are_rounded_to_the_nearest_bf16() -> None:
-    rng = np.random.default_rng(0)
-    values = (rng.standard_normal(5000) * 10.0 ** rng.integers(-30, 30, 5000)).astype(np.float32)
-    lower = expanded(np.uint16(values.view(np.uint32) >> 16))
-    middle = (lower.view(np.uint32) + 0x8000).view(np.float32)
-    upper = (lower.view(np.uint32) + 0x10000).view(np.float32)
-    assert np.array_equal(expanded(rounded(lower)), lower)
-    expected = np.where(np.abs(values) > np.abs(middle), upper, lower)
-    apart = values != middle
-    assert np.array_equal(expanded(rounded(values))[apart], expected[apart])
-    assert not (rounded(middle) & 1).any()  # of two equally near, the even one
-    assert rounded(np.array([0.0, -0.0], np.float32)).tolist() == [0, 0x8000]
+def test_values_are_rounded_as_by_numpy() -> None:
+    rng, halves = np.random.default_rng(0), np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    spread = rng.standard_normal(5000) * 10.0 ** rng.integers(-9, 5, 5000)
+    middles = (halves[1:] + halves[:-1]) / 2  # of two equally near, the even one
+    beside = np.nextafter(middles[middles > 1e-4], np.float32(0))  # smaller values are rounded to 37 bits before
+    values = np.concatenate([halves, middles, beside, spread]).astype(np.float32)
+    for each in (values, -values):
+        expected = each.clip(-65504, 65504).astype(np.float16)
+        assert np.array_equal(rounded(each).view(np.uint16), expected.view(np.uint16))
+
+
+def test_values_beyond_the_range_become_the_largest() -> None:
+    values = np.array([1e5, np.inf, -np.inf, 65519, 65521, np.nan], np.float32)
+    assert np.array_equal(rounded(values), np.float16([65504, 65504, -65504, 65504, 65504, np.nan]), equal_nan=True)
 
 
 @pytest.mark.parametrize(
     ("values", "to"),
     [
-        (np.zeros(3, np.float32), np.zeros(4, np.uint16)),
-        (np.zeros(3), np.zeros(3, np.uint16)),
-        (np.zeros(6, np.float32)[::2], np.zeros(3, np.uint16)),
+        (np.zeros(3, np.float32), np.zeros(4, np.float16)),
+        (np.zeros(3), np.zeros(3, np.float16)),
+        (np.zeros(6, np.float32)[::2], np.zeros(3, np.float16)),
     ],
 )
 def test_values_are_not_rounded_to_memory_that_does_not_fit(values: np.ndarray, to: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from lora_ft.export.precision import parse
 from lora_ft.export.runtime import Generator
 from lora_ft.export.runtime.counters import Counters
 from lora_ft.export.runtime.job import Job
-from lora_ft.export.runtime.kernel_choice import disagreement
+from lora_ft.export.runtime.kernel_choice import NEAR, difference
 from lora_ft.export.runtime.source_encoder import SourceEncoder
 from tests.export.oracle import make_bundle, redraw
 from tests.export.runtime.independence import Case, differing
@@ -210,11 +210,23 @@ def test_the_graphs_take_what_the_kernel_cannot(
     )
 
 
-def test_disagreement_counts_only_other_choices() -> None:
-    theirs = np.array([[[0.0, 4.0, 3.0], [0.0, 1.0, 10.0]]], np.float32)
-    assert disagreement(theirs * 0.5, theirs) == 0
-    ours = np.array([[[0.0, 4.0, 5.0], [0.0, 1.0, 10.0]]], np.float32)
-    assert disagreement(ours, theirs) == pytest.approx(0.25)
+def test_a_difference_is_relative_to_the_spread_of_the_logits() -> None:
+    theirs = np.array([[[0.0, 4.0], [0.0, 4.0]]], np.float32)  # with a standard deviation of 2
+    assert difference(theirs, theirs) == 0
+    assert difference(theirs + np.float32(1), theirs) == pytest.approx(0.5)
+    assert difference(100 * theirs + 100, 100 * theirs) == pytest.approx(0.5)
+
+
+def test_a_wrong_head_is_a_larger_difference_than_rounding(load: Load) -> None:
+    kernel, graphs = load("int8")
+    ids, mask = np.random.default_rng(0).integers(2, 60, (3, 9)), np.ones((3, 9), np.int64)
+    source = kernel.model.encode(ids, mask)
+    wrong = source.changed(lambda array: array[:, ::-1].copy())
+    right, swapped, theirs = (
+        model.logits(model.adopt(each), model.cache(3), ids[:, :5]).copy()
+        for model, each in ((kernel.model, source), (kernel.model, wrong), (graphs.model, source))
+    )
+    assert difference(right, theirs) < NEAR < difference(swapped, theirs)
 
 
 def test_a_kernel_that_disagrees_is_not_chosen(
@@ -222,7 +234,7 @@ def test_a_kernel_that_disagrees_is_not_chosen(
 ) -> None:
     load("int8")
     monkeypatch.delenv("LORA_FT_KERNELS")
-    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.disagreement", lambda ours, theirs: 0.5)
+    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.difference", lambda ours, theirs: 0.5)
     generator = Generator.load(folders("int8"))
     assert generator.model.kernel is None and "differ" in generator.step_engine
     assert generator.model.encoder is None and "differ" in generator.encoder_engine

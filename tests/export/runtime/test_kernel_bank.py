@@ -172,6 +172,6 @@ def test_an_adapter_on_which_the_kernel_disagrees_leaves_the_graphs_their_steps(
     load("int8")
     monkeypatch.delenv("LORA_FT_KERNELS")
     differences = iter([0.0, 0.5])  # of the base, and of the first adapter
-    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.disagreement", lambda ours, theirs: next(differences))
+    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.difference", lambda ours, theirs: next(differences))
     generator = Generator.load(folders("int8"))
-    assert generator.model.kernel is None and "differ, by 0.500" in generator.step_engine
+    assert generator.model.kernel is None and "differ by 0.50" in generator.step_engine

@@ -30,6 +30,7 @@ from transformers import (
     set_seed,
 )
 
+from lora_ft.bench.worker import end_with_parent
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.hardware import allowed_cpus
 from lora_ft.core.progress import Silent
@@ -243,6 +244,7 @@ def _shortened(task: Task, steps: int, rounds: int, seed: int) -> Task:
 
 def main(recipe: str, folder: str, steps: int, rounds: int, seed: int) -> None:
     """Train until the parent closes the pipe."""
+    end_with_parent()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the trainer's own output must not mix with replies
     torch.set_num_threads(allowed_cpus())  # torch's default ignores limits on the process's cores

@@ -9,10 +9,12 @@ the environment of a peer.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +40,7 @@ class Loaded(Protocol):
 
 def main(kind: str, precision: str, checkpoint: str, prepared: str, threads: str, provider: str) -> None:
     """Serve requests until stdin ends."""
+    end_with_parent()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the engine's own output must not mix with replies
     hide_torchvision()
@@ -50,6 +53,12 @@ def main(kind: str, precision: str, checkpoint: str, prepared: str, threads: str
             text = next(iter(str(error).strip().splitlines()), "")
             reply = {"error": f"{type(error).__name__}: {text}"}
         print(json.dumps(reply), file=replies)
+
+
+def end_with_parent() -> None:
+    """Let the system end this process with its parent. A process that is stopped does not see the end of stdin."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
 def hide_torchvision() -> None:

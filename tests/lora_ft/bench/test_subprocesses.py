@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -125,6 +126,32 @@ def test_stopped_process_is_killed_on_exit(engine: Process) -> None:
     with engine:
         generate(engine, 1)
     assert engine._process.returncode is not None
+
+
+PARENT = """
+import os, signal, sys
+from lora_ft.bench.subprocesses import Process
+
+process = Process("the engine mine", sys.argv[1:], {"OMP_NUM_THREADS": "1"})
+process.ask("load")
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_stopped_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(ENGINE)
+    arguments = [str(tmp_path / "engine.py"), "fp32", str(tmp_path), str(tmp_path), "1", "cpu"]
+    command = [sys.executable, "-c", PARENT, sys.executable, "-P", worker.__file__, *arguments]
+    parent = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert parent.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while (folder := Path(f"/proc/{int(parent.stdout)}")).exists():
+        if (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z":  # ended, and nobody waits for it
+            break
+        assert time.monotonic() < deadline, "the process is still there"
+        time.sleep(0.01)
 
 
 def test_evicted_files_are_unchanged(tmp_path: Path) -> None:

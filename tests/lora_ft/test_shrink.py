@@ -22,6 +22,7 @@ from lora_ft.shrink import shrink
 from lora_ft.tasks.files import load_task
 from lora_ft.train import train
 from tests.export.oracle import make_bundle, redraw
+from tests.export.runtime.test_kernel import round_sources
 from tests.tiny import save_tiny_t5
 
 TEXTS = ["v abc", "v longer words, and more", "so"]
@@ -126,6 +127,7 @@ def test_the_kernel_takes_the_steps_of_a_shrunk_base(
         pytest.skip(kernel.step_engine)
     assert kernel.step_engine == "kernel (avx512)"
     graphs = Generator.load(tmp_path / "bundle", kernel=False)
+    round_sources(graphs, kernel)
     assert kernel.generate(TEXTS, max_new_tokens=20) == graphs.generate(TEXTS, max_new_tokens=20)
 
 

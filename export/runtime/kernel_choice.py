@@ -77,7 +77,7 @@ class _Comparison:
                 each.logits(each.adopt(source), each.cache(len(ids)), before, copy=False)
                 for each in (model, self._graphs)
             ]
-            if (apart := difference(*answers)) > NEAR:
+            if not (apart := difference(*answers)) <= NEAR:  # or NaN
                 model.kernel = None
                 return f"graphs: the kernel's logits of the probe differ by {apart:.2f} of their standard deviation"
         return f"kernel ({kernel.instructions})"
@@ -94,7 +94,7 @@ class _Comparison:
         ids, mask, before = forced_answers(read_probe(self._folder), self._special)
         sources = [model.adopt(each.encode(ids, mask)) for each in (model, self._graphs)]
         answers = [model.logits(source, model.cache(len(ids)), before) for source in sources]
-        if (apart := difference(*answers)) > NEAR:
+        if not (apart := difference(*answers)) <= NEAR:  # or NaN
             model.encoder = None
             return f"graph: the kernel's logits of the probe differ by {apart:.2f} of their standard deviation"
         return f"kernel ({kernel.instructions})"

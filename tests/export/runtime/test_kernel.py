@@ -229,12 +229,13 @@ def test_a_wrong_head_is_a_larger_difference_than_rounding(load: Load) -> None:
     assert difference(right, theirs) < NEAR < difference(swapped, theirs)
 
 
+@pytest.mark.parametrize("apart", [0.5, np.nan])
 def test_a_kernel_that_disagrees_is_not_chosen(
-    folders: Callable[[str], Path], load: Load, monkeypatch: pytest.MonkeyPatch
+    apart: float, folders: Callable[[str], Path], load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load("int8")
     monkeypatch.delenv("LORA_FT_KERNELS")
-    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.difference", lambda ours, theirs: 0.5)
+    monkeypatch.setattr("lora_ft.export.runtime.kernel_choice.difference", lambda ours, theirs: apart)
     generator = Generator.load(folders("int8"))
     assert generator.model.kernel is None and "differ" in generator.step_engine
     assert generator.model.encoder is None and "differ" in generator.encoder_engine

@@ -302,7 +302,8 @@ def test_a_stopped_run_validates_where_an_uninterrupted_one_does(
 ) -> None:
     """Validating for a stop would take the time until a scheduler kills, and could choose other weights."""
     task = load_task(make_task(train={"num_train_epochs": 3, "eval_every": eval_every}))
-    expected = [6, 12, 18] if eval_every == "epoch" else [4, 8, 12, 16, 18]
+    expected = validated_steps(train(task, tmp_path / "whole").folder)
+    assert expected[:2] == ([6, 12] if eval_every == "epoch" else [4, 8])
 
     def terminate(trainer: Any, loss: float) -> None:
         if trainer.state.global_step == at - 1:

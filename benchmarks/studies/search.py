@@ -125,7 +125,7 @@ def _entry(run: Run, space: dict[str, list[Any]]) -> dict[str, Any]:
 
 def tables(results: dict[str, Any]) -> str:
     """Return the table of grid and search, and a sentence about the difference of their winners."""
-    grid, search_side, rows = results["grid"], results["search"], results["rows"]
+    grid, rows = results["grid"], results["rows"]
     lines = [
         (
             name,
@@ -136,7 +136,7 @@ def tables(results: dict[str, Any]) -> str:
             f"{side['trainable_parameters']:,}",
             interval(side["test"]),
         )
-        for name, side in (("grid", grid), ("search", search_side))
+        for name, side in (("grid", grid), ("search", results["search"]))
     ]
     columns = ["", "trained samples", "minutes", "CPU minutes", "winner", "parameters", results["test_metric"]]
     difference = results["difference"]

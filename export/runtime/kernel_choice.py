@@ -77,9 +77,9 @@ class _Comparison:
                 each.logits(each.adopt(source), each.cache(len(ids)), before, copy=False)
                 for each in (model, self._graphs)
             ]
-            if not (apart := difference(*answers)) <= NEAR:  # or NaN
+            if problem := _problem(*answers):
                 model.kernel = None
-                return f"graphs: the kernel's logits of the probe differ by {apart:.2f} of their standard deviation"
+                return f"graphs: {problem}"
         return f"kernel ({kernel.instructions})"
 
     def encoder(self, precision: str) -> str:
@@ -94,10 +94,17 @@ class _Comparison:
         ids, mask, before = forced_answers(read_probe(self._folder), self._special)
         sources = [model.adopt(each.encode(ids, mask)) for each in (model, self._graphs)]
         answers = [model.logits(source, model.cache(len(ids)), before) for source in sources]
-        if not (apart := difference(*answers)) <= NEAR:  # or NaN
+        if problem := _problem(*answers):
             model.encoder = None
-            return f"graph: the kernel's logits of the probe differ by {apart:.2f} of their standard deviation"
+            return f"graph: {problem}"
         return f"kernel ({kernel.instructions})"
+
+
+def _problem(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Return why a kernel with these logits is not chosen, or "" if they are near the graphs'."""
+    apart = difference(ours, theirs)
+    is_near = apart <= NEAR  # False for NaN
+    return "" if is_near else f"the kernel's logits of the probe differ by {apart:.2f} of their standard deviation"
 
 
 def read_probe(folder: Path) -> Any:

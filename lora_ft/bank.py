@@ -11,7 +11,7 @@ import torch
 
 from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.files import folder_size
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import torch_threads
 from lora_ft.core.output_paths import making
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.sample_prompts import SENTENCES
@@ -90,7 +90,7 @@ def export_bank(
             )
         bank_precision = parse(precision)
         choose_provider("auto", str(bank_precision))
-        torch.set_num_threads(allowed_cpus())
+        torch.set_num_threads(torch_threads())
         bank_base = _common_base(adapters, base)
         reference = PeftReference(bank_base)
         bank_adapters = [prepare_bank_adapter(name, run, reference, checks, progress) for name, run in adapters.items()]
@@ -126,7 +126,7 @@ def add(
     """
     progress, checks = progress or Silent(), checks or VerificationSettings()
     content, bank_layout, adapters = manifest.read_manifest(bank), BankLayout.read(bank), named_runs(runs)
-    torch.set_num_threads(allowed_cpus())
+    torch.set_num_threads(torch_threads())
     reports = {}
     hash_of, open_base = cache(base_hash), cache(_open_base)  # all runs have the bank's base, so it is opened once
     for name, run in adapters.items():

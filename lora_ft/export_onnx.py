@@ -14,7 +14,7 @@ import torch
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import folder_size, read_json, write_text
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import torch_threads
 from lora_ft.core.output_paths import making, refuse_existing
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
@@ -135,7 +135,7 @@ def export_onnx(
     precisions = candidates(choose_provider("auto")) if precision == AUTO else [parse(precision)]
     for candidate in precisions:
         choose_provider("auto", str(candidate))  # the comparison with PyTorch runs it on this machine
-    torch.set_num_threads(allowed_cpus())
+    torch.set_num_threads(torch_threads())
     with (
         making(out, overwrite=overwrite, inputs=[name]),
         _open_model(name, progress, base) as (folder, model, task, origin),
@@ -244,7 +244,7 @@ def compare_again(
     progress = progress or Silent()
     generator = Generator.load(bundle)
     generator.of(adapter)
-    torch.set_num_threads(allowed_cpus())
+    torch.set_num_threads(torch_threads())
     with _open_model(name, progress) as (folder, model, task, origin):
         prompts = [example.prompt for example in examples_of(task, split, progress)[:rows]] or SENTENCES
         references = references_of(model, load_tokenizer(folder, codec_of(task)), prompts, origin, progress)

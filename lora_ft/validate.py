@@ -268,13 +268,15 @@ def _memory_warnings(task: Task, base: Base, plan: Plan, rows: Sequence[Encoded]
     # packed rows of FLAN-T5-small need 0.79 to 0.91 of the estimate without the heap's growth
     cpu = plan.device == "cpu" and not (plan.packed and task.method == "lora")
     need = task_memory(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu)
-    if need.total <= room:
+    total, kept = need.total + plan.kept_bytes, plan.kept_bytes
+    if total <= room:
         return []
     where = "the GPU" if plan.device == "cuda" else "this machine"
+    parts = f"activations: {need.activations / GIB:.1f}" + (f", encoder states: {kept / GIB:.1f}" if kept else "")
     return [
-        f"training needs about {need.total / GIB:.1f} GiB (activations: {need.activations / GIB:.1f}), but {where} has "
+        f"training needs about {total / GIB:.1f} GiB ({parts}), but {where} has "
         f"{room / GIB:.1f}; settings that fit: "
-        f"{suggest_smaller(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room)}"
+        f"{suggest_smaller(task, shape, batch, plan.trainable, bf16=bf16, cpu=cpu, room=room - kept)}"
     ]
 
 

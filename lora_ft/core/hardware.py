@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from lora_ft.core.distributed import processes
+
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -20,6 +22,18 @@ def allowed_cpus(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for quota in (_quota_v2(cgroup, membership), _quota_v1(cgroup)) if quota]
     return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
+
+
+def torch_threads() -> int:
+    """Return the number of threads for PyTorch in this process: OMP_NUM_THREADS, or its share of the allowed cores.
+
+    torchrun sets OMP_NUM_THREADS=1 in each of several processes if its user did not, so 1 is ignored there.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP lists one number per nesting level
+    count = int(text) if text.isdecimal() else 0
+    if count > 1 or (count == 1 and processes() == 1):
+        return count
+    return max(1, allowed_cpus() // processes())
 
 
 def cores(count: int, name: str) -> str:

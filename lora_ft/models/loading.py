@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import torch_threads
 from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import is_bundle
@@ -126,12 +126,12 @@ def _open_checkpoint(name: str) -> Model:
 
 
 def _on_device(model: Any) -> Any:
-    """Return the model on the GPU if there is one, else on the CPU with every thread that this process may use."""
+    """Return the model on the GPU if there is one, else on the CPU with the threads of `torch_threads`."""
     import torch
 
     if torch.cuda.is_available():
         return model.to("cuda")
-    torch.set_num_threads(allowed_cpus())
+    torch.set_num_threads(torch_threads())
     return model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lora_ft.core.errors import UsageError
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import torch_threads
 from lora_ft.core.interrupts import Interrupted, Interrupts
 from lora_ft.core.memory import device_memory
 from lora_ft.multi_lora.dashboard import Dashboard
@@ -112,7 +112,7 @@ class LocalEngine:
 
     def run(self, jobs: Sequence[GroupJob], site: TrainingSite, dashboard: Dashboard) -> EngineResult:
         """See `Engine.run`. An error of a whole group is raised."""
-        set_threads(site.device, allowed_cpus())
+        set_threads(site.device, torch_threads())
         data = jobs[0].data[0]
 
         def open_model() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape as escape_markup
 
@@ -60,6 +61,11 @@ def escape(text: str) -> str:
     return escape_markup(printable(text))
 
 
+def prose(text: str) -> str:
+    """Return a sentence as HTML. As in Markdown, a span in backquotes is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def document(title: str, header: Sequence[str], main: Sequence[str], style: str = "") -> str:
     """Return a page.
 
@@ -104,7 +110,7 @@ def section(heading: str, parts: Sequence[str]) -> str:
 
 def aside(warnings: Sequence[str]) -> list[str]:
     """Return a box of warnings, or nothing if there are none."""
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
+    items = "".join(f"<li>{prose(warning)}</li>" for warning in warnings)
     return [f'<aside class="warnings" aria-label="Warnings"><ul>{items}</ul></aside>'] if warnings else []
 
 
@@ -118,7 +124,7 @@ def table(table: Table) -> str:
     rows = "\n".join(
         f"<tr>{''.join(_cell(cell, at, table.words) for at, cell in enumerate(row))}</tr>" for row in table.rows
     )
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    note = f'<p class="note">{prose(table.note)}</p>' if table.note else ""
     # Only an element that can have the focus can be scrolled with the keyboard.
     return (
         f'{note}<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><caption>{title}</caption>\n'

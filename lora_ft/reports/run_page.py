@@ -18,7 +18,7 @@ from lora_ft.evaluation.slices import slices
 from lora_ft.reports import answers
 from lora_ft.reports.answers import answer_row, marked
 from lora_ft.reports.curves import read_log, training_plots
-from lora_ft.reports.html import aside, document, escape, section, table
+from lora_ft.reports.html import aside, document, escape, prose, section, table
 from lora_ft.reports.markdown import interval
 from lora_ft.reports.svg import STYLE, Axis, Plot, Point, Series, figures
 from lora_ft.reports.table import NONE, Cell, Table
@@ -191,7 +191,8 @@ def _answers(rows: Sequence[_Answer], metric: str, entry: Mapping[str, Any]) -> 
     ]
     changed = [at for at in scored if rows[at].get("baseline", {}).get(by) is not None]
     if not any("baseline" in row for row in rows):
-        return [*parts, '<p class="note">To see what training changed, add --baseline to `lora-ft evaluate`.</p>']
+        advice = prose("To see what training changed, add --baseline to `lora-ft evaluate`.")
+        return [*parts, f'<p class="note">{advice}</p>']
     changed.sort(key=lambda at: -abs(_change(rows[at], by)))
     legend = "Words only in the base are <del>struck out</del>, words only in the run are <ins>underlined</ins>."
     return [*parts, *_kind(f"Most changed {by}", changed[:count], rows, by, legend)]

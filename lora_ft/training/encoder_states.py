@@ -73,14 +73,19 @@ def distinct_prompts(rows: Iterable[Encoded]) -> list[Prompt]:
     return sorted({tuple(row.input_ids) for row in rows}, key=lambda prompt: (len(prompt), prompt))
 
 
-def states_fit(numbers: int, *, packed: bool) -> bool:
-    """Return True if encoder states take at most a quarter of the memory that the process may use.
+def states_bytes(numbers: int, *, packed: bool) -> int:
+    """Return the memory of encoder states, in bytes.
 
     Args:
         numbers: Numbers in the states of all distinct prompts.
         packed: True for packed rows, whose states are bf16. Other states are float32.
     """
-    return numbers * (2 if packed else 4) <= allowed_memory() // 4
+    return numbers * (2 if packed else 4)
+
+
+def states_fit(numbers: int, *, packed: bool) -> bool:
+    """Return True if encoder states take at most a quarter of the memory that the process may use."""
+    return states_bytes(numbers, packed=packed) <= allowed_memory() // 4
 
 
 def _batches(prompts: Sequence[Prompt]) -> list[list[Prompt]]:

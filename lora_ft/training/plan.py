@@ -13,7 +13,7 @@ from lora_ft.models.adapters import has_frozen_encoder, meta_model, parameter_co
 from lora_ft.models.quantization import require_quantization
 from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype, choose_compute_dtype
-from lora_ft.training.encoder_states import distinct_prompts, states_fit
+from lora_ft.training.encoder_states import distinct_prompts, states_bytes, states_fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,11 @@ class Plan:
         """True if later epochs take encoder states from memory, see `encoder_states`. Not measured on GPUs."""
         repeats = self.steps > self.steps_per_epoch
         return self.device == "cpu" and repeats and self.states > 0 and states_fit(self.states, packed=self.packed)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the encoder states that are kept, in bytes."""
+        return states_bytes(self.states, packed=self.packed) if self.keeps_states else 0
 
     @property
     def packed(self) -> bool:

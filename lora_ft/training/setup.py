@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingA
 from lora_ft.core.constraint import SCHEMA, constrained
 from lora_ft.core.distributed import processes, rank
 from lora_ft.core.generation_options import Options
-from lora_ft.core.hardware import allowed_cpus
+from lora_ft.core.hardware import torch_threads
 from lora_ft.core.memory import keep_freed_memory
 from lora_ft.core.progress import Progress
 from lora_ft.core.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def build_trainer(
         progress: Receives loss, speed and scores.
     """
     if plan.device == "cpu":
-        torch.set_num_threads(max(1, allowed_cpus() // processes()))
+        torch.set_num_threads(torch_threads())
         keep_freed_memory()
     model = open_weights(data, plan, folder.working / INITIAL)
     if plan.compile:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ft.core.hardware import allowed_cpus, cache_bytes, cpu_generation, cpu_name
+from lora_ft.core.hardware import allowed_cpus, cache_bytes, cpu_generation, cpu_name, torch_threads
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +124,30 @@ def test_cache_is_the_largest_of_the_first_processor(tmp_path: Path) -> None:
         (tmp_path / f"index{number}").mkdir()
         (tmp_path / f"index{number}" / "size").write_text(f"{size}\n")
     assert cache_bytes(tmp_path) == 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("variable", "processes", "expected"),
+    [
+        (None, "1", 16),
+        ("3", "1", 3),
+        ("1", "1", 1),
+        ("4,2", "1", 4),
+        ("many", "1", 16),
+        ("0", "1", 16),
+        (None, "4", 4),
+        ("1", "4", 4),
+        ("2", "4", 2),
+        (None, "32", 1),
+    ],
+)
+def test_threads_of_torch_are_set_by_the_user_else_by_the_allowed_cores(
+    variable: str | None, processes: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_ft.core.hardware.allowed_cpus", lambda: 16)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert torch_threads() == expected

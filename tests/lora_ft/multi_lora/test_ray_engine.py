@@ -93,7 +93,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> 
         return write_task(root, tiny_base, rows, name, **sections)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
+        patch.setattr("lora_ft.multi_lora.engine.torch_threads", lambda: 1)
         return train_many(three(make), root / "runs", group_size=2).runs
 
 
@@ -170,7 +170,7 @@ def test_failed_group_does_not_change_others_and_resumes_later(
     assert len(grouped.runs) == 1
     blocked.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ft.multi_lora.engine.allowed_cpus", lambda: 1)
+        patch.setattr("lora_ft.multi_lora.engine.torch_threads", lambda: 1)
         grouped = train_many(tasks, out, resume=True)
     assert all(same(mine, theirs) for mine, theirs in zip(grouped.runs, uninterrupted, strict=True))
 

@@ -154,6 +154,26 @@ def test_validate_warns_of_too_little_memory_and_suggests_settings(
     assert validate(str(path)).warnings[0].endswith("use a machine with more memory")
 
 
+def test_kept_encoder_states_count_as_memory(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["lora_ft.validate"]
+    path = make_task(lora={"target_modules": "decoder"}, train={"precision": "fp32"})
+    totals: list[int] = []
+
+    def recorded(*args: Any, **options: Any) -> MemoryEstimate:
+        estimate = task_memory(*args, **options)
+        totals.append(estimate.total)
+        return estimate
+
+    monkeypatch.setattr(module, "task_memory", recorded)
+    plan = validate(str(path)).plan
+    assert plan is not None and plan.kept_bytes == 4 * plan.states > 0
+    monkeypatch.setattr(module, "device_memory", lambda device: totals[-1] + plan.kept_bytes)
+    assert validate(str(path)).warnings == []
+    monkeypatch.setattr(module, "device_memory", lambda device: totals[-1] + plan.kept_bytes - 1)
+    (warning,) = validate(str(path)).warnings
+    assert "encoder states: 0.0" in warning
+
+
 @pytest.mark.parametrize(("precision", "grows"), [("fp32", True), ("bf16", False)])
 def test_heap_grows_unless_rows_are_packed(
     make_task: MakeTask, monkeypatch: pytest.MonkeyPatch, precision: str, grows: bool

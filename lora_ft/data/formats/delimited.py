@@ -1,8 +1,11 @@
 """Read rows of CSV and similar formats, and detect the delimiter and the escaping of quotes.
 
-A dialect fits if every record has as many cells as the header. Wrong dialects hardly ever fit, so the first one that
-fits is used. The order is: the format's own delimiter; then `,`, `;`, tab and `|`; then the same with quotes escaped by
-`\\`; then tabs, with quotes as plain characters.
+A dialect fits if every record has as many cells as the header. The dialects are `,`, `;`, tab and `|`, with quotes
+doubled or escaped by `\\`. Wrong dialects hardly ever fit. If two fit and give different rows, the file is refused,
+because no rule would be right for every program.
+
+Tabs also occur with quotes as plain characters (Google Sheets, MRPC). Programs that quote cells quote every cell with a
+quote inside. So a quote in an unquoted cell means plain quotes.
 
 Excel's line `sep=;` and the key `data.delimiter` fix the delimiter. If no dialect fits, the file is read with the
 format's own delimiter, and its first error is reported with the line.
@@ -14,6 +17,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Literal
 
 from lora_ft.core.errors import LoraFtError, UsageError
@@ -23,6 +27,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Delimiter of each ending."""
 _TRIED = ",;\t|"
 _SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+_QUOTED = re.compile(r'(?:(?<=[\t\r\n])|\A)"(?:[^"\\]++|""|\\"|\\)*"(?=[\t\r\n]|\Z)')
 _BACKSLASHED = re.compile(r"\\(.?)", re.DOTALL)
 
 Record = tuple[int, list[str]]
@@ -44,19 +49,37 @@ def read_delimited(content: Content, *, encoding: str | None = None, delimiter: 
         LoraFtError: The file is damaged, or the number of cells in a record differs from the header.
         UsageError: Two columns have the same name.
     """
+    return list(_rows(content, _reader(content, encoding, delimiter)))
+
+
+def _reader(content: Content, encoding: str | None, delimiter: str | None) -> _Reader:
+    """Return the reader of the dialect that fits, or of the default one if none does.
+
+    Raises:
+        UsageError: Several dialects fit and give different rows.
+    """
     text, first = content.text(encoding), 1
     if mark := _SEP.match(text):
         text, first, delimiter = text[mark.end() :], 2, delimiter or mark[1]
     default = DELIMITERS.get(content.ending, ",")
     order = [delimiter] if delimiter else [default, *(character for character in _TRIED if character != default)]
     readers = [_Reader(text, character, first) for character in order]
-    if '\\"' in text:
+    if any(match[1] == '"' for match in _BACKSLASHED.finditer(text)):
         readers += [_Reader(_BACKSLASHED.sub(_protected, text), character, first, escape="\\") for character in order]
     if "\t" in order and '"' in text:
-        readers.append(_Reader(text, "\t", first, quotes=False))
-    fitting = (reader for reader in readers if reader.fits())
-    alone = (reader for reader in readers if reader.delimiter == order[0] and reader.fits(columns=1))
-    return list(_rows(content, next(fitting, None) or next(alone, readers[0])))
+        plain = _Reader(text, "\t", first, quotes=False)
+        is_plain = plain.fits() and not _is_escaped(text, "\t") and '"' in _QUOTED.sub("", text)
+        readers = [*(reader for reader in readers if not is_plain or reader.delimiter != "\t"), plain]
+    fitting = [reader for reader in readers if reader.fits()]
+    fitting = fitting or [reader for reader in readers if reader.delimiter == order[0] and reader.fits(columns=1)]
+    best = next(iter(fitting), readers[0])
+    if any(reader.delimiter != best.delimiter and reader.differs(best) for reader in fitting):
+        raise UsageError(f"{content.file} fits two delimiters, with different rows", "set data.delimiter")
+    if any(reader.differs(best) for reader in fitting):
+        raise UsageError(
+            f"{content.file} fits two ways of quoting, with different rows", "write its rows as JSON Lines"
+        )
+    return best
 
 
 class _Reader:
@@ -72,7 +95,7 @@ class _Reader:
         self.delimiter = delimiter
         self._text, self._first, self._escape = text, first, escape
         self._quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-        self._is_sound = escape is not None or not quotes or not _is_escaped(text, delimiter)
+        self._is_sound = not quotes or not (_is_escaped if escape is None else _is_doubled)(text, delimiter)
         self._blanks = False
         try:
             header = next(self.records(), (0, []))[1]
@@ -106,10 +129,21 @@ class _Reader:
         if not self._is_sound:
             return False
         try:
-            counts = {len(cells) for _, cells in self.records()}
+            cells = (len(cells) for _, cells in self.records())
+            width = next(cells, 0)
+            return (
+                width != 0
+                and (width == columns or (not columns and width > 1))
+                and all(count == width for count in cells)
+            )
         except csv.Error:
             return False
-        return len(counts) == 1 and (counts == {columns} if columns else counts != {1})
+
+    def differs(self, other: _Reader) -> bool:
+        """Return whether another reader that fits yields other records; quotes around cells do not count."""
+        if self._quoting != other._quoting:
+            return sum(1 for _ in self.records()) != sum(1 for _ in other.records())
+        return any(ours != theirs for ours, theirs in zip_longest(self.records(), other.records()))
 
 
 def _is_escaped(text: str, delimiter: str) -> bool:
@@ -121,6 +155,12 @@ def _is_escaped(text: str, delimiter: str) -> bool:
     if '\\"' not in text or any(match[1] not in ("\\", '"') for match in _BACKSLASHED.finditer(text)):
         return False
     return re.search(rf'\\"(?!["\r\n{re.escape(delimiter)}]|\Z)', text) is not None
+
+
+def _is_doubled(text: str, delimiter: str) -> bool:
+    """Return whether quotes are doubled, also next to escaped ones. Other doubled quotes are an empty cell."""
+    edges = rf"\r\n{re.escape(delimiter)}"
+    return re.search(rf'(?<=[^ {edges}])""|""(?=[^{edges}])', _BACKSLASHED.sub("__", text)) is not None
 
 
 def _rows(content: Content, reader: _Reader) -> Iterator[Located]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora_ft.core.errors import LoraFtError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.formats.content import Content
 from lora_ft.data.formats.delimited import read_delimited
 
@@ -40,6 +40,7 @@ def test_the_delimiter_is_found(rows: list[tuple[str, ...]], delimiter: str, nam
 
 
 @given(TABLES, st.sampled_from(",;\t|"))
+@example([('"', "||\r|;", "")], "|")
 def test_escaped_quotes_are_quotes(rows: list[tuple[str, ...]], delimiter: str) -> None:
     text = written(rows, delimiter=delimiter, quoting=csv.QUOTE_ALL, doublequote=False, escapechar="\\")
     try:
@@ -79,6 +80,33 @@ def test_pandas_escapes_without_quotes() -> None:
 )
 def test_dialects_of_programs_are_detected(text: str, row: dict[str, str]) -> None:
     assert rows_of(text) == [row]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('text\tlabel\n"yes\t1\nno"\t2\nsay "hi"\t1', [('"yes', "1"), ('no"', "2"), ('say "hi"', "1")]),
+        ('text\tlabel\nsay "hi"\t"Yes."\n', [('say "hi"', '"Yes."')]),
+        ('text\tlabel\n"say ""hi"""\t"a\tb\nc"\n', [('say "hi"', "a\tb\nc")]),
+        ('text\tlabel\n"C:\\\\"\t"say \\"hi\\""\n', [("C:\\", 'say "hi"')]),
+    ],
+)
+def test_quotes_between_tabs_are_plain_if_an_unquoted_cell_has_one(text: str, rows: list[tuple[str, str]]) -> None:
+    assert [tuple(row.values()) for row in rows_of(text, "x.tsv")] == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ('id|text|more\n"\\""|"||\r|;"|""\n', "JSON Lines"),
+        ('text\tlabel\n"yes\t1\nno"\t2\n', "JSON Lines"),
+        ("a,b;c\n1,2;3\n", "set data.delimiter"),
+    ],
+)
+def test_two_dialects_with_different_rows_are_refused(text: str, remedy: str) -> None:
+    with pytest.raises(UsageError, match="fits two") as caught:
+        rows_of(text)
+    assert remedy in caught.value.remedy
 
 
 def test_delimiter_and_encoding_may_be_set() -> None:

@@ -69,7 +69,7 @@ def text_of(value: Any, column: str, *, several: bool = False) -> str:
         UsageError: The cell holds something else. The error names a path to text inside it.
     """
     if isinstance(value, np.generic):
-        value = value.item()
+        value = shortest(float(value)) if isinstance(value, np.float32) else value.item()
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -79,6 +79,11 @@ def text_of(value: Any, column: str, *, several: bool = False) -> str:
     if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MAX_DIGITS:
         return format(value, "f")
     raise UsageError(f"column '{column}' holds {_kind(value)}, not text", _remedy(value, column, several))
+
+
+def shortest(value: float | None) -> float | None:
+    """Return the shortest number with the same 32-bit float: 3.8 for 3.799999952316284, the value of such a column."""
+    return None if value is None else float(str(np.float32(value)))
 
 
 def names_of(row: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from lora_ft.core.columns import shortest
 from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.memory import allowed_memory
 from lora_ft.data.formats.content import Content, Located
@@ -16,7 +17,8 @@ _ROW_COST = 4  # bytes of Python rows per byte of Arrow data
 def read_parquet(content: Content) -> list[Located]:
     """Return the rows of a parquet file, located by "file[row]".
 
-    Categories become their values, structs become objects, and decimals become exact numbers. Times and bytes are kept.
+    Categories become their values, structs become objects, and decimals become exact numbers. Floats of 32 bits become
+    the shortest number that they stand for. Times and bytes are kept.
 
     Raises:
         LoraFtError: The file is damaged, or a column cannot be read.
@@ -53,6 +55,8 @@ def _values(content: Content, name: str, column: Any) -> list[Any]:
     """Return the values of a column; raise LoraFtError if Python cannot represent them."""
     try:
         values: list[Any] = column.to_pylist()
+        if str(column.type) == "float":
+            values = list(map(shortest, values))
     except (ValueError, OverflowError, ArithmeticError, ImportError) as error:
         raise LoraFtError(
             f"{content.file}: column '{name}' cannot be read as {column.type} ({first_line(error)})",

@@ -125,13 +125,15 @@ def test_hub_data_set_is_read_by_the_names_of_its_splits(make_task: MakeTask, mo
 
     def load_dataset(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
         calls.append((name, config, split, revision))
-        return datasets.Dataset.from_list([{"text": split, "answer": "a"}])
+        rows = datasets.Dataset.from_list([{"text": split, "answer": "a", "score": 3.8}])
+        return rows.cast_column("score", datasets.Value("float32"))
 
     monkeypatch.setattr("lora_ft.data.splits.require_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     splits = load_splits(load_task(make_task(data=HUB | {"config": "en", "revision": "v1"})))
     assert calls == [("someone/rows", "en", "train", "v1"), ("someone/rows", "en", "dev", "v1")]
     assert prompts(splits.train) == ["say: train"] and prompts(splits.validation) == ["say: dev"]
+    assert splits.train[0].row["score"] == 3.8
 
 
 def test_error_of_the_hub_is_reported(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,12 @@ def test_categories_structs_lists_and_decimals_are_values() -> None:
     assert rows[1] == {"cat": "b", "translation": None, "answers": [], "price": None}
 
 
+def test_short_floats_are_the_numbers_that_were_written() -> None:
+    numbers = [3.8, 0.1, 1e20, None, 5.0]
+    rows = read_parquet(content(pyarrow.table({"score": pyarrow.array(numbers, pyarrow.float32())})))
+    assert [row["score"] for _, row in rows] == numbers
+
+
 def test_many_batches_are_numbered_through() -> None:
     rows = read_parquet(content(pyarrow.table({"n": list(range(3000))})))
     assert rows[2500] == ("x.parquet[2500]", {"n": 2500})

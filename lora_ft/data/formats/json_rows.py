@@ -88,6 +88,8 @@ def _of_document(document: dict[str, Any], file: str, text: str | None = None) -
     """Return the rows of an object, by its shape; pass `text`, the whole file, only if the object is all of it."""
     if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
         return _of_split(document, file)
+    if _is_columns(document):
+        return _of_columns(document, file)
     lists = [key for key, value in document.items() if isinstance(value, list) and value and _is_objects(value)]
     if "data" in lists or len(lists) == 1:
         key = "data" if "data" in lists else lists[0]
@@ -113,6 +115,12 @@ def _of_split(document: dict[str, Any], file: str) -> list[Located]:
         if not isinstance(row, list) or len(row) != len(names):
             raise LoraFtError(f"{file}: data[{i}] is not a list of {len(names)} values", _RECORDS)
     return [(f"{file}: data[{i}]", dict(zip(names, row, strict=True))) for i, row in enumerate(rows)]
+
+
+def _is_columns(document: Mapping[str, Any]) -> bool:
+    """Return whether an object holds columns of equal length, not all of objects. Lists beside rows are shorter."""
+    lists = [value for value in document.values() if isinstance(value, list) and value]
+    return 1 < len(lists) == len(document) and len(set(map(len, lists))) == 1 and not all(map(_is_objects, lists))
 
 
 def _of_columns(document: dict[str, list[Any]], file: str) -> list[Located]:

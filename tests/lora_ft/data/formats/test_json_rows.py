@@ -49,8 +49,9 @@ def test_pandas_orients_are_read(orient: Any) -> None:
     assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
 
 
-def test_columns_of_lists_are_read() -> None:
-    assert rows_of(json.dumps(pandas.DataFrame(ROWS).to_dict("list"))) == ROWS
+@pytest.mark.parametrize("rows", [ROWS, [{"id": 1, "translation": {"en": "a"}}, {"id": 2, "translation": {"en": "b"}}]])
+def test_columns_of_lists_are_read(rows: list[dict[str, Any]]) -> None:
+    assert rows_of(json.dumps(pandas.DataFrame(rows).to_dict("list"))) == rows
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,9 @@ _GROUP_UNSPACED = re.compile(
 _FEWEST_WORDS = 4  # minimum words of a sentence
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
+_OMITTED_MEDIA = re.compile(
+    r"<(?=[^<>]{0,80}(?: |[^\x00-\x7f]))[^\W\d_][^<>\n=/\"]{2,80}>"
+)  # <Media omitted>, not <html>
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
 # iOS puts a mark before its own words in every language. People's texts have one before a pasted number or link.
 _STARTS_MARKED = re.compile(
@@ -203,9 +206,9 @@ def _is_own(text: str) -> bool:
 
 
 def _is_attachment(line: str) -> bool:
-    """Return whether a line is a file name with WhatsApp's word for an attachment. Its caption is on later lines."""
+    """Return whether a line names an attachment or says that it was omitted. Its caption is on later lines."""
     plain = _INVISIBLE.sub("", line).strip()
-    if _STANDARD_FILE.fullmatch(plain) or _DOCUMENT.fullmatch(line):
+    if _STANDARD_FILE.fullmatch(plain) or _OMITTED_MEDIA.fullmatch(plain) or _DOCUMENT.fullmatch(line):
         return True
     named = _NAMED_FILE.fullmatch(plain)
     return named is not None and (line.startswith(MARK) or _ATTACHED.search(named[1]) is not None)
@@ -224,7 +227,7 @@ def _without_tail(line: str, *, last: bool) -> str:
         start = -1
     if start < 0:
         start = stripped.rfind(MARK)
-        if start <= 0 or len(stripped) - start > 60 or not _OMITTED.search(stripped, start):
+        if start < 0 or len(stripped) - start > 60 or not _OMITTED.search(stripped, start):
             return line
     beginning = stripped[:start].rstrip(f"{MARK} \u00a0")
     return "" if " • " in beginning and _FILE.fullmatch(beginning.partition(" • ")[0]) else beginning

@@ -67,6 +67,10 @@ def test_words_of_whatsapp_are_removed_on_ios(text: str) -> None:
         (f"the goat {MARK}<attached: 0001-PHOTO.jpg>", "the goat"),
         ("VID-20231231-WA0001.mp4 (Datei angehängt)\nthe goat", "the goat"),
         (f"{MARK}<attached: 0001-PHOTO.jpg>\nthe goat", "the goat"),
+        ("<Media omitted>\nthe goat", "the goat"),
+        ("<Médias omis>\nla chèvre", "la chèvre"),
+        ("<省略多媒体文件>\n山羊", "山羊"),
+        (f"the\ngoat\n{MARK}image omitted", "the\ngoat"),
     ],
 )
 def test_text_next_to_words_of_whatsapp_is_kept(text: str, remaining: str) -> None:
@@ -85,6 +89,8 @@ def test_text_next_to_words_of_whatsapp_is_kept(text: str, remaining: str) -> No
         "see notes.txt (it is short)",
         "x <3",
         "a <edited> b",
+        "<html>\n<p>",
+        '<p class="a">\nx',
         "<3",
         "two • three",
         "option: https://example.org/maps",

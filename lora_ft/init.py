@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from lora_ft.data.readers import Row, is_readable, read_rows
 from lora_ft.data.splits import load_splits
 from lora_ft.models.bases import OFFLINE, find_base, is_offline_cached, load_tokenizer
 from lora_ft.tasks.files import load_task, read_task, recipe_file, recipes
-from lora_ft.tasks.plain_yaml import parse_yaml
+from lora_ft.tasks.plain_yaml import parse_yaml, quoted
 from lora_ft.tasks.schema import SPLITS
 
 DEFAULT_BASE = "google/flan-t5-small"
@@ -132,7 +131,7 @@ def copy_recipe(
     text = _SCHEMA_LINE.sub("", origin.read_text(encoding="utf-8"))
     text = re.sub(r"^name: .*$", f"name: {_name(file)}", text, flags=re.MULTILINE)
     if base is not None:
-        text = re.sub(r"^base: \S+", f"base: {json.dumps(base)}", text, flags=re.MULTILINE)
+        text = re.sub(r"^base: \S+", lambda _: f"base: {quoted(base)}", text, flags=re.MULTILINE)
     root = load_task(origin).data.root
     rows = None if root is None or root == origin.parent else root
     if rows is not None:
@@ -217,7 +216,7 @@ def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) 
     references = references_of(scored or rows["train"])
     blocks = {
         "name": _head(file, base, guess.kind, guess.reasons),
-        "prompt": f"prompt: {json.dumps(guess.prompt, ensure_ascii=False)} # {_advice(guess)}\n",
+        "prompt": f"prompt: {quoted(guess.prompt)} # {_advice(guess)}\n",
         "codec": f"codec: {lengths.codec} # {lengths.codec_reason}\n" if lengths.codec != "none" else "",
         "labels": "labels: auto # the distinct targets of the training rows\n" if guess.labels else "",
         "data": _data(file, by_split, rows, guess, references, lengths),
@@ -244,14 +243,17 @@ def _rows(path: Path) -> list[Row]:
 
 def _head(file: Path, base: str | None, kind: str, reasons: Sequence[str]) -> str:
     summary = f"Kind of task: {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
-    lines = [f"# {line}" for line in textwrap.wrap(summary, 100)]
-    lines += ["#", f"#   lora-ft validate {file.name}", "#", f"name: {_name(file)}"]
+    lines = [f"# {line}" for line in textwrap.wrap(_printable(summary), 100)]
+    lines += ["#", f"#   lora-ft validate {_printable(file.name)}", "#", f"name: {_name(file)}"]
     if base is not None:
         is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
-        lines.append(
-            f"base: {base if is_plain else json.dumps(base)} # a Hub name, the path of a checkpoint, or: offline"
-        )
+        lines.append(f"base: {base if is_plain else quoted(base)} # a Hub name, the path of a checkpoint, or: offline")
     return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Return a text for a comment, which ends at any line break of YAML."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _advice(guess: Guess) -> str:
@@ -268,8 +270,8 @@ def _data(
 ) -> str:
     lines = ["data:"]
     for split, path in by_split.items():
-        lines.append(f"  {split}: {json.dumps(_relative(path, file), ensure_ascii=False)} # {len(rows[split]):,} rows")
-    lines.append(f"  target: {json.dumps(guess.target, ensure_ascii=False)} # the column that the model generates")
+        lines.append(f"  {split}: {quoted(_relative(path, file))} # {len(rows[split]):,} rows")
+    lines.append(f"  target: {quoted(guess.target)} # the column that the model generates")
     if references:
         lines.append(f"  references: {references} # lists of acceptable texts to score answers against")
     shares = [f"{split}: 0.1" for split in ("validation", "test") if split not in by_split]
@@ -309,10 +311,10 @@ def _train(count: int, *, labels: bool) -> str:
 
 def _chat_blocks(file: Path, source: Path, base: str | None) -> dict[str, str]:
     """Return the blocks of a task file for a chat export by key."""
-    path = json.dumps(_relative(source, file), ensure_ascii=False)
+    path = quoted(_relative(source, file))
     return {
         "name": _head(file, base, GROUP_CHAT, ["the file is a chat export"]),
-        "prompt": f"prompt: {json.dumps(_CHAT_PROMPT)}\n",
+        "prompt": f"prompt: {quoted(_CHAT_PROMPT)}\n",
         "codec": "codec: text # newlines survive T5's tokenizer\n",
         "data": (
             f"data:\n  train: {path}\n"

@@ -34,6 +34,7 @@ _TARGETS = (*_RESPONSES, "translation", "correction", "corrected", "code", "sql"
 _SOURCES = ("input", "text", "source", "sentence", "message", "utterance", "question", "from", "x")
 _REFERENCES = ("refs", "references", "answers.text", "answers", "targets")
 _IDENTIFIERS = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid|number|row|url|source_id|hash)", re.IGNORECASE)
+_UNWRITABLE = re.compile(r"[{}!:?]")  # a placeholder cannot hold such a name
 _MAX_LABEL = 60  # characters
 _LONG = 300  # characters; a longer median input is a document
 
@@ -69,6 +70,11 @@ def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) 
     """
     sample = list(islice(rows, 0, None, max(1, len(rows) // SAMPLE)))
     columns = _text_columns(sample)
+    unwritable = sorted({str(name) for row in sample for name in row if _UNWRITABLE.search(str(name))})
+    if len(columns) < 2 and unwritable:
+        raise UsageError(
+            f"the column {unwritable[0]!r} cannot be named in a prompt", "rename it without colons, braces and marks"
+        )
     if len(columns) < 2:
         raise UsageError(
             f"the rows have {_listed(columns)}, and a task needs a column to read and a column to write",
@@ -121,7 +127,7 @@ def _text_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _paths(name: str, value: Any) -> list[str]:
     """Return the paths of text in a cell: the cell, keys of an object, or the first text or last messages of a list."""
-    if re.search(r"[{}!:?]", name):  # a placeholder cannot hold such a name
+    if _UNWRITABLE.search(name):
         return []
     if isinstance(value, Mapping):
         return [path for key, inner in value.items() for path in _paths(f"{name}.{key}", inner)]

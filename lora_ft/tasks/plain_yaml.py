@@ -9,6 +9,7 @@ takes text, the error asks to quote them.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _NULL = ("", "~", "null", "Null", "NULL")
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
+_UNWRITABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 _SPECIAL = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))")
 
 Place = tuple[str | int, ...]  # keys and indices from the root to a value
@@ -117,6 +119,11 @@ def parse_yaml(text: str, where: str) -> Document:
 def plain_text(text: str) -> bool:
     """Return whether this reader reads an unquoted scalar as text."""
     return isinstance(_scalar(text), str)
+
+
+def quoted(text: str) -> str:
+    """Return a text as a scalar in double quotes, also if it has characters that YAML refuses or folds."""
+    return _UNWRITABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _events(loader: Any) -> Iterator[Any]:

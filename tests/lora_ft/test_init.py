@@ -51,6 +51,15 @@ def rows_like(shape: dict[str, str], count: int = 60) -> Rows:
     return [{name: text.replace("{i}", str(i)) for name, text in shape.items()} for i in range(count)]
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x7fb", "a\x85b", "a\u2028b", "\ufeffé 😀 'q\" #: %[a]*"])
+def test_any_name_of_a_file_or_column_is_written_so_that_it_is_read(tmp_path: Path, name: str) -> None:
+    column = name.replace(":", "")
+    rows = write_rows(tmp_path / f"{name}.jsonl", rows_like({column: "low {i}", "right": "high {i}"}))
+    task = load_task(init(tmp_path / f"{name}.yaml", data=rows, base=f"/{name}").file)
+    assert task.prompt == f"{{{column}}}" and task.base == f"/{name}"
+    assert len(load_splits(task).train) == 48
+
+
 def write_rows(path: Path, rows: Rows) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
@@ -103,6 +112,7 @@ def test_nested_answers_are_references() -> None:
     [
         ([{"text": "alone"}], "one column of text \\(text\\)"),
         ([{"id": 1, "text": "alone"}], "one column of text \\(text\\)"),
+        ([{"How are you?": "well", "score": "1"}], "the column 'How are you\\?' cannot be named in a prompt"),
         ([{"a": "x", "b": "y", "c": "z"}], "cannot tell which column the model writes .*add --target COLUMN"),
     ],
 )

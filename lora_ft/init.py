@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
 from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.progress import Progress, Silent
@@ -18,6 +18,7 @@ from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.user_paths import expanded
 from lora_ft.data.chats.detect import find_format
 from lora_ft.data.chats.discord_text import is_discord_table
+from lora_ft.data.formats.content import content_of
 from lora_ft.data.guess import Guess, guess_task, references_of
 from lora_ft.data.lengths import Lengths, measure_lengths
 from lora_ft.data.readers import Row, is_readable, read_rows
@@ -182,10 +183,16 @@ def _chat_format(source: Path) -> str | None:
         return "discord" if source.suffix.lower() == ".csv" and is_discord_table(source) else None
     try:
         return find_format(source)
-    except UsageError:
-        if is_readable(source):
+    except LoraFtError:  # JSON Lines and NaN are no JSON for the readers of chats
+        if is_readable(source) or _is_json_text(source):
             return None
         raise
+
+
+def _is_json_text(source: Path) -> bool:
+    """Return whether a file is a .txt, compressed or not, with JSON inside."""
+    content = content_of(source) if source.is_file() else None
+    return content is not None and content.ending == ".txt" and content.text().lstrip().startswith(("{", "["))
 
 
 def _split_files(folder: Path) -> dict[str, Path]:

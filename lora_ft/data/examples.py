@@ -19,7 +19,7 @@ from lora_ft.data.labels import require_label
 from lora_ft.tasks.schema import Task
 
 # Spellings of a missing value in text written by spreadsheets, pandas, R and databases.
-_MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat"))
+_MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat", "\\n"))  # \N of MySQL, in lower case
 
 
 _PYTHON = re.compile(r"\s*(?:\{'\w+': |\['|\[\{'|array\(\[)")

@@ -33,6 +33,7 @@ _PLAIN_TARGETS = ("target", "output", "response", "completion")
 _TARGETS = (*_RESPONSES, "translation", "correction", "corrected", "code", "sql", "command", "result", "to", "y")
 _SOURCES = ("input", "text", "source", "sentence", "message", "utterance", "question", "from", "x")
 _REFERENCES = ("refs", "references", "answers.text", "answers", "targets")
+_USERS = ("user", "human", "prompter")
 _IDENTIFIERS = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid|number|row|url|source_id|hash)", re.IGNORECASE)
 _UNWRITABLE = re.compile(r"[{}!:?]")  # a placeholder cannot hold such a name
 _MAX_LABEL = 60  # characters
@@ -82,7 +83,7 @@ def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) 
         )
     if target is not None:
         return _with_target(sample, columns, _required(sample, columns, target))
-    named = _conversation(columns) or _by_names(sample, columns)
+    named = _conversation(sample, columns) or _by_names(sample, columns)
     if named is not None:
         return named
     target = _first(columns, (*_PLAIN_TARGETS, *_SUMMARIES, *_LABELS, *_TARGETS)) or _second_of_two(columns)
@@ -139,11 +140,23 @@ def _paths(name: str, value: Any) -> list[str]:
     return [name]
 
 
-def _conversation(columns: Sequence[str]) -> Guess | None:
-    """Return the guess for lists of messages, where the model writes the last message, or None."""
+def _conversation(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Guess | None:
+    """Return the guess for lists of messages, where the model writes the last message, or None.
+
+    Raises:
+        UsageError: The last message is the user's in some rows.
+    """
     for path in columns:
         match = re.fullmatch(r"(.+)\[-1\]\.(content|value|text)", path)
-        if match and (before := f"{match[1]}[-2].{match[2]}") in columns:
+        if not match:
+            continue
+        roles = [Column(f"{match[1]}[-1].{key}").find(row) for row in rows for key in ("role", "from")]
+        if count := sum(role in _USERS for role in roles):
+            raise UsageError(
+                f"the last message of `{match[1]}` is the user's in {count:,} of {len(rows):,} rows",
+                "remove it there, since the model writes the last message",
+            )
+        if (before := f"{match[1]}[-2].{match[2]}") in columns:
             return Guess(
                 "conversation",
                 f"{{{before}}}",

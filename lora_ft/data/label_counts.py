@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +24,7 @@ def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
 
 
 def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return warnings about labels missing from a split, and about imbalanced labels."""
+    """Return warnings about labels missing from a split, spelled in two ways, or imbalanced."""
     warnings = []
     for name in (name for name in SPLITS if any(name in row for row in counts.values())):
         lacking = [label for label, row in counts.items() if not row[name]]
@@ -32,6 +33,14 @@ def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[
             warnings.append(
                 f"{name}: {len(lacking):,} of {len(counts):,} labels have no rows and {meaning}: {_listed(lacking)}"
             )
+    spellings: dict[str, list[str]] = {}
+    for label in counts:
+        spellings.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    warnings += [
+        f"the labels {_listed(sorted(alike))} differ only in case, blanks or encoding; spell them alike if they are one"
+        for alike in spellings.values()
+        if len(alike) > 1
+    ]
     trained = {label: row["train"] for label, row in counts.items() if row.get("train")}
     if trained and max(trained.values()) >= _IMBALANCED * min(trained.values()) and not task.data.oversample:
         most, least = (choose(trained, key=trained.__getitem__) for choose in (max, min))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_any_name_of_a_file_or_column_is_written_so_that_it_is_read(tmp_path: Pa
     assert len(load_splits(task).train) == 48
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows.txt.gz", "rows.ndjson"])
+def test_lines_of_json_are_rows_under_any_name(tmp_path: Path, name: str) -> None:
+    rows = [*rows_like(SHAPES["pairs"][0], 58), {"input": "low", "target": "high", "score": float("nan")}]
+    path = write_rows(tmp_path / name, rows)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    assert load_task(init(tmp_path / "task.yaml", data=path).file).data.target == "target"
+
+
 def write_rows(path: Path, rows: Rows) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
@@ -113,6 +123,10 @@ def test_nested_answers_are_references() -> None:
         ([{"text": "alone"}], "one column of text \\(text\\)"),
         ([{"id": 1, "text": "alone"}], "one column of text \\(text\\)"),
         ([{"How are you?": "well", "score": "1"}], "the column 'How are you\\?' cannot be named in a prompt"),
+        (
+            [{"messages": [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]}] * 3,
+            "the last message of `messages` is the user's in 3 of 3 rows",
+        ),
         ([{"a": "x", "b": "y", "c": "z"}], "cannot tell which column the model writes .*add --target COLUMN"),
     ],
 )

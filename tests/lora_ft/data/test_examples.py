@@ -192,9 +192,10 @@ def test_rows_left_out_are_counted_by_column_before_the_cut(load: Load) -> None:
 
 
 def test_words_for_missing_values_are_counted(load: Load) -> None:
-    rows = [*numbered(3), *({"text": "t", "answer": word} for word in ("nan", "NULL", "None", "none of them", "nano"))]
+    words = ("nan", "NULL", "\\N", "none of them", "nano")
+    rows = [*numbered(3), *({"text": "t", "answer": word} for word in words)]
     (warning,) = load_splits(load(rows)).warnings
-    assert "column 'answer': 3 of 8 cells are 'nan', 'NULL' or 'None' as text" in warning
+    assert "column 'answer': 3 of 8 cells are 'nan', 'NULL' or '\\N' as text" in warning
     assert "rows.jsonl:4" in warning
 
 

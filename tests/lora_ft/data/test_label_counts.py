@@ -53,6 +53,12 @@ def test_labels_without_rows_are_reported(validated: Callable[..., Validation]) 
     assert "validation: 2 of 3 labels have no rows and are not scored there: 'b', 'c'" in report.warnings
 
 
+def test_two_spellings_of_a_label_are_reported(validated: Callable[..., Validation]) -> None:
+    every = {"train": 3, "validation": 1, "test": 1}
+    (warning,) = about_labels(validated({"Pos": every, "neg": every, "pos": every}))
+    assert warning.startswith("the labels 'Pos', 'pos' differ only in case")
+
+
 def test_imbalance_is_reported_unless_oversampled(validated: Callable[..., Validation]) -> None:
     counts = {"a": {"train": 30, "validation": 1, "test": 1}, "b": {"train": 3, "validation": 1, "test": 1}}
     (warning,) = about_labels(validated(counts))

@@ -113,6 +113,13 @@ class Data(Section):
     def _known_encoding(cls, value: str | None) -> str | None:
         return None if value is None else check_encoding(value)
 
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _tab(cls, value: Any) -> Any:
+        return (
+            "\t" if value == r"\t" else value
+        )  # YAML reads an unquoted \t, or one in single quotes, as two characters
+
     @field_validator("delimiter")
     @classmethod
     def _usable_delimiter(cls, value: str | None) -> str | None:

@@ -115,8 +115,10 @@ def _problem(entry: Mapping[str, Any], mark: Mark | None) -> str:
         return "missing; add it"
     if kind in ("int_parsing_size", "int_from_float") and isinstance(value, float) and value.is_integer():
         return "the number is too large; write a smaller one"
-    if kind == "string_type" and isinstance(value, bool | int | float):
+    if kind == "string_type" and value is None and not (mark and mark.text):
+        return "empty; write a text"
+    if kind == "string_type" and (value is None or isinstance(value, bool | int | float)):
         source = mark.text if mark and mark.text else str(value)
-        kind_read = str(value).lower() if isinstance(value, bool) else "a number"
+        kind_read = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else "a number"
         return f"not text, since YAML reads {source[:_SHOWN]} as {kind_read}; quote it: {json.dumps(source[:_SHOWN])}"
     return str(entry["msg"]).removeprefix("Value error, ")

@@ -46,7 +46,7 @@ def read_delimited(content: Content, *, encoding: str | None = None, delimiter: 
         encoding, delimiter: Settings of the task. Default: detected.
 
     Raises:
-        LoraFtError: The file is damaged, or the number of cells in a record differs from the header.
+        LoraFtError: The file is damaged, a record repeats the header, or its number of cells differs from the header.
         UsageError: Two columns have the same name.
     """
     return list(_rows(content, _reader(content, encoding, delimiter)))
@@ -178,6 +178,10 @@ def _rows(content: Content, reader: _Reader) -> Iterator[Located]:
         for line, cells in records:
             if len(cells) != len(names):
                 raise _ragged(f"{content.file}:{line}", len(cells), len(names))
+            if len(cells) > 1 and cells == header[1]:
+                raise LoraFtError(
+                    f"{content.file}:{line} repeats the header", "remove it, or name the files that were joined"
+                )
             yield f"{content.file}:{line}", {name: cell for name, cell in zip(names, cells, strict=True) if name}
     except csv.Error as error:
         line, reason = error.args

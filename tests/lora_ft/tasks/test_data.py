@@ -22,6 +22,11 @@ def test_invalid_encoding_and_delimiter_are_refused(make_task: MakeTask, key: st
         load_task(make_task(data={key: value}))
 
 
+@pytest.mark.parametrize("written", ["\\t", "'\\t'", '"\\t"'])
+def test_a_tab_may_be_written_with_a_backslash(make_task: MakeTask, written: str) -> None:
+    assert load_task(make_task(), [f"data.delimiter={written}"]).data.delimiter == "\t"
+
+
 @pytest.mark.parametrize("key", ["encoding", "delimiter", "field"])
 def test_layout_keys_are_refused_for_hub_data_sets(make_task: MakeTask, key: str) -> None:
     with pytest.raises(UsageError, match=f"{key} is for files of rows"):

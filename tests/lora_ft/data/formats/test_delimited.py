@@ -131,6 +131,7 @@ def test_byte_order_mark_overrides_the_encoding() -> None:
         ("a, a\n1,2\n", "x.csv:1 has two columns named 'a'"),
         ('a,b\n1,"x\n2,y\n', "x.csv:2 is damaged (unexpected end of data)"),
         ('a,b\n1,"x"y\n', "x.csv:2 is damaged"),
+        ("a,b\n1,2\na,b\n3,4\n", "x.csv:3 repeats the header"),
         ("sep=;\na;b\n1;2;3\n", "x.csv:3 has more cells"),
         ("text\nhello, world\n", "x.csv:2 has more cells than the header (2, not 1)"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,12 +91,17 @@ class Prompt:
         """Return the prompt of a bare text, for templates that need only one column.
 
         Raises:
-            UsageError: The template needs several columns.
+            UsageError: The template needs several columns, or the text is a row as JSON.
         """
         if self.single is None:
             raise UsageError(
                 f"the prompt {self.template!r} needs the columns {', '.join(self.columns)}",
                 "give jsonl rows with these keys, or --raw",
+            )
+        if _is_row(text, self.single):
+            raise UsageError(
+                f"the text is a JSON object with the column '{self.single}' of the prompt",
+                "give it as a jsonl row, or use --raw for a prompt as it is",
             )
         return self.fill({self.single: text})
 
@@ -110,6 +116,15 @@ class Prompt:
                 )
             texts[place.literal.name] = text_of(value, place.name)
         return texts
+
+
+def _is_row(text: str, column: str) -> bool:
+    """Return whether a text is a JSON object that fills a column."""
+    try:
+        row = json.loads(text) if text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(Column(column).find(row), str | int | float)
 
 
 def _parse(template: str) -> list[tuple[str, Placeholder | None]]:

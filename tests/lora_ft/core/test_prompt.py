@@ -232,6 +232,14 @@ def test_a_bare_text_fills_the_only_column(text: str) -> None:
     assert Prompt("say: {text}, {text}").fill_text(text) == f"say: {text}, {text}"
 
 
+def test_a_bare_text_is_not_a_row_as_json() -> None:
+    prompt = Prompt("say: {text}")
+    with pytest.raises(UsageError, match="is a JSON object with the column 'text'"):
+        prompt.fill_text(' {"text": "hi"}')
+    for text in ('{"text": {"div": "of FHIR"}}', '{"other": "hi"}', '{"text": "hi"', "{" * 100_000):
+        assert prompt.fill_text(text) == f"say: {text}"
+
+
 def test_a_bare_text_cannot_fill_several_columns() -> None:
     with pytest.raises(UsageError, match="needs the columns question, context"):
         Prompt("{question} {context} {question}").fill_text("x")

@@ -27,6 +27,7 @@ from lora_ft.training.own_rows import with_own_rows
 from lora_ft.training.plan import Plan, make_plan
 from lora_ft.training.prepared_data import PreparedData, prepare
 from lora_ft.training.results import hardware_name, run_metrics
+from lora_ft.training.resume_keeper import ValidationStopped
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.setup import build_trainer
 from lora_ft.training.trainer import Trainer
@@ -93,6 +94,8 @@ def _train(task: Task, folder: RunFolder, progress: Progress, *, resume: bool) -
     if checkpoint is not None:
         progress.note(f"resuming from step {resumed_at}")
         restore_patience(trainer, checkpoint)
+        if not resume_points.is_validated(checkpoint):
+            trainer.validate_first()
         if folder.finished is not None:
             progress.note(folder.schedule_note(data.task, plan))
     started_at, joules = time.time(), meter(plan.device)
@@ -100,6 +103,8 @@ def _train(task: Task, folder: RunFolder, progress: Progress, *, resume: bool) -
     with quiet_transformers():
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except ValidationStopped:
+            pass  # of the checkpoint that training resumes from
         finally:
             keeper.release()
     if keeper.interrupted:

@@ -21,6 +21,7 @@ from lora_ft.multi_lora.resume_point import AdapterState
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_adamw import StackedAdamW
 from lora_ft.multi_lora.stacked_weights import StackedWeights
+from lora_ft.training.resume_keeper import ValidationStopped
 from lora_ft.training.trainer import token_loss
 
 _OVERHEAD = 10  # snapshots take at most one tenth of the time
@@ -88,15 +89,31 @@ class AdapterGroup:
             if not member.failure:
                 member.stepped(loss, norm)
         self._seconds.append(time.perf_counter() - began)
+        self._settle()
+
+    def resume(self) -> None:
+        """Settle members whose validation a stop left out, as a tick of its own, since it ends with a snapshot."""
+        if not all(member.settled for member in self.members):
+            self._settle()
+
+    def _settle(self) -> None:
+        """End a tick: log and evaluate the members that stepped, and publish those that finished.
+
+        If a stop ends a validation, the snapshot of the tick records which members are still to be settled.
+        """
         self._tick += 1
         for number, member in enumerate(self.members):
-            if not member.failure:
+            if member.failure or member.settled:
+                continue
+            try:
                 self._attempt(
                     member,
                     lambda number=number, member=member: member.settle(
                         lambda: self._route_rows(number), lambda: self._stack.read(number)
                     ),
                 )
+            except ValidationStopped:
+                break
         if any(member.stopped for member in self.members):
             self._remove_finished()
         elif self._is_due() and self._may_save():
@@ -167,10 +184,10 @@ class AdapterGroup:
         self._stack.route.send_all(number)
 
     def _attempt(self, member: MemberTrainer, work: Any) -> None:
-        """Run an action of one member. An error ends that member alone; a full disk ends all."""
+        """Run an action of one member. An error ends that member alone; a full disk or a stop ends all."""
         try:
             work()
-        except OSError:
+        except (OSError, ValidationStopped):
             raise
         except Exception as error:
             member.failure = failure_text(error)

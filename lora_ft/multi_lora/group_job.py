@@ -24,6 +24,7 @@ from lora_ft.tasks.schema import Task
 from lora_ft.training.encoder_states import EncoderStates, distinct_prompts, states_fit
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
+from lora_ft.training.resume_keeper import ValidationStop
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.weights import open_base
 
@@ -97,7 +98,7 @@ def train_group(
         open_model: Returns the base. Called only if steps remain. The model is unchanged afterwards.
         snapshots: Snapshots of this group.
         dashboard: Receives the status of all adapters.
-        stop: Called after each step. If it returns True, training ends with a snapshot.
+        stop: Called after each step and each batch of a validation. If it returns True, training ends with a snapshot.
 
     Raises:
         Interrupted: `stop` returned True.
@@ -113,20 +114,23 @@ def train_group(
     model = open_model()
     with quiet_transformers():
         group, stack = _build_group(job, by_name, model, snapshot, snapshots, dashboard)
+        for member in group.members:
+            member.trainer.add_callback(ValidationStop(stop))
         step = snapshot.tick if snapshot else 0
         if snapshot:
             dashboard.note(f"resuming from step {step}")
         dashboard.stage("training", step + group.steps, step)
-        while group.members:
+        group.resume()
+        while group.members and not stop():
             group.step()
             step += 1
             dashboard.advance(step)
-            if group.members and stop():
-                group.save()
-                raise Interrupted(
-                    f"stopped with {len(group.members)} adapters unfinished; their snapshot is in {job.folder}",
-                    "repeat the command with --resume to continue",
-                )
+        if group.members:
+            group.save()
+            raise Interrupted(
+                f"stopped with {len(group.members)} adapters unfinished; their snapshot is in {job.folder}",
+                "repeat the command with --resume to continue",
+            )
     stack.remove(model)
     return group.failed
 

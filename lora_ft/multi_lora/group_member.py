@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerState
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import speed_metrics
 
 from lora_ft.core.errors import LoraFtError
@@ -31,6 +31,7 @@ from lora_ft.training.encoder_states import EncoderStates
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import hardware_name, run_metrics
+from lora_ft.training.resume_keeper import ValidationStopped
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.setup import trainer_around
 from lora_ft.training.trainer import loss_error, no_gradient_error
@@ -46,6 +47,7 @@ class MemberTrainer:
         folder: Folder of its run.
         trainer: Trainer of transformers, which evaluates, logs and keeps the state, but takes no steps.
         resumed: Step at which training was resumed.
+        settled: False from a step until `settle` has logged and evaluated it.
         due: True if the member has reached a step at which training alone would save.
         failure: Reason why the member left the group without a run, or "".
         states: Encoder states of its rows, or None if every step runs the encoder. Set by the group's job.
@@ -73,7 +75,7 @@ class MemberTrainer:
         self._data, self._pause_at = data, pause_at
         self.folder.record(data, plan)
         self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
-        self.resumed, self.due, self.failure = 0, False, ""
+        self.resumed, self.settled, self.due, self.failure = 0, True, False, ""
         self.states: EncoderStates | None = None
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the loss is a sum since the last log
@@ -90,7 +92,7 @@ class MemberTrainer:
     @property
     def stopped(self) -> bool:
         """True if the member takes no more steps."""
-        return bool(self.failure) or self.paused or self.trainer.control.should_training_stop
+        return bool(self.failure) or (self.settled and (self.paused or self.trainer.control.should_training_stop))
 
     @property
     def paused(self) -> bool:
@@ -142,6 +144,8 @@ class MemberTrainer:
         trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
         self._began = time.time()
         trainer.control = trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+        if saved and saved.get("unsettled"):
+            self.settled, trainer.control = False, TrainerControl(**saved["unsettled"])
 
     def export(self) -> dict[str, Any]:
         """Return the entry that `begin` resumes from, for JSON."""
@@ -152,6 +156,7 @@ class MemberTrainer:
             "loss": self._loss,
             "logged": self._logged,
             "patience": patience[0] if patience else 0,
+            "unsettled": None if self.settled else dataclasses.asdict(self.trainer.control),
         }
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
@@ -200,7 +205,7 @@ class MemberTrainer:
         return batches
 
     def _draw(self) -> None:
-        """Draw and discard the number that a DataLoader draws at the start of an epoch or evaluation."""
+        """Draw and discard the number that a DataLoader draws at the start of an epoch."""
         if self.generator.device.type == "cpu":
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
 
@@ -246,6 +251,7 @@ class MemberTrainer:
         self._advance_rate()
         self._loss, self._norm = self._loss + loss, norm
         self.state.global_step += 1
+        self.settled = False
         self.state.epoch = epoch + min((step + 1) * accumulated, batches) / batches
         trainer.control = trainer.callback_handler.on_step_end(trainer.args, self.state, trainer.control)
 
@@ -255,12 +261,20 @@ class MemberTrainer:
         Args:
             route_rows: Routes all rows of the model to this adapter.
             read_weights: Returns the weights of this adapter.
+
+        Raises:
+            ValidationStopped: A stop ended the validation. Call again after resuming.
         """
-        trainer = self.trainer
-        self._log_and_evaluate(route_rows, read_weights)
-        if self.state.global_step % self.plan.steps_per_epoch == 0 or trainer.control.should_training_stop:
-            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, self.state, trainer.control)
+        trainer, before = self.trainer, dataclasses.replace(self.trainer.control)
+        try:
             self._log_and_evaluate(route_rows, read_weights)
+            if self.state.global_step % self.plan.steps_per_epoch == 0 or trainer.control.should_training_stop:
+                trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, self.state, trainer.control)
+                self._log_and_evaluate(route_rows, read_weights)
+        except ValidationStopped:
+            trainer.control = before
+            raise
+        self.settled = True
 
     def _log_and_evaluate(self, route_rows: Callable[[], None], read_weights: Callable[[], dict[str, Tensor]]) -> None:
         trainer, state = self.trainer, self.state
@@ -272,7 +286,6 @@ class MemberTrainer:
             route_rows()
             model: Any = trainer.model
             model.generation_config.max_new_tokens = self.task.max_new_tokens
-            self._draw()
             if self._is_best(trainer.evaluate()):
                 self._keep_best(read_weights())
         self.due = self.due or trainer.control.should_save

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, sync_tree, write_json, write_text
 
 _MARK = "complete"
+_UNVALIDATED = "unvalidated"  # mark of a checkpoint that a stop wrote before the validation of its step
 _STATE = "trainer_state.json"  # name set by transformers
 # Files of a checkpoint besides its weights. A best checkpoint needs none of them, since only its weights are loaded.
 _FOR_RESUMING = ("optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "training_args.bin", "README.md")
@@ -27,7 +29,7 @@ def latest(folder: Path, run: str = "") -> Path | None:
     return next((path for path in reversed(checkpoints) if path.is_dir() and _run_of(path) == run), None)
 
 
-def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "") -> None:
+def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "", validated: bool = True) -> None:
     """Mark the checkpoint of `step` complete, then delete all but the newest `keep` and the best.
 
     The mark is written after everything else has reached the disk, and older checkpoints are deleted only then. A
@@ -39,8 +41,12 @@ def seal(folder: Path, step: int, *, keep: int, best: str | None, run: str = "")
         keep: Number of newest checkpoints to keep.
         best: Path of the best checkpoint, which is kept too. Only the last part of the path is used.
         run: Identifier of the run, which is written into the mark.
+        validated: False if the validation that is due at this step was left out.
     """
-    mark_complete(folder / f"checkpoint-{step}", run)
+    checkpoint = folder / f"checkpoint-{step}"
+    if not validated:
+        (checkpoint / _UNVALIDATED).touch()
+    mark_complete(checkpoint, run)
     prune(folder, keep=keep, best=best)
 
 
@@ -55,6 +61,17 @@ def mark_complete(checkpoint: Path, run: str) -> None:
     """Flush a checkpoint to the disk, then mark it complete."""
     sync_tree(checkpoint)
     write_text(checkpoint / _MARK, run)
+
+
+def is_validated(checkpoint: Path) -> bool:
+    """Return False if a stop left out the validation that was due at a checkpoint."""
+    return not (checkpoint / _UNVALIDATED).exists()
+
+
+def add_validation(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Replace the state of a checkpoint by the one after its validation."""
+    write_json(checkpoint / _STATE, state)
+    (checkpoint / _UNVALIDATED).unlink()
 
 
 def best_of(checkpoint: Path) -> str | None:

@@ -19,7 +19,7 @@ folder also contains:
 
 **Resuming an unfinished run.** With `--resume`, training continues from the newest complete checkpoint. The result is
 the same, bit by bit, as without the stop: the order of rows, random numbers, early-stopping counter and choices are
-restored.
+restored. A validation that a stop left out (`lora_ft.training.resume_keeper`) comes first.
 
 **Refusals.** `--resume` refuses the cases below without changing anything on the disk. Checkpoints of another run are
 ignored.
@@ -250,14 +250,14 @@ class RunFolder:
         """Return the newest complete checkpoint of this run, or None. Incomplete checkpoints are deleted."""
         return resume_points.latest(self.working, run_id_of(self.working))
 
-    def seal_checkpoint(self, step: int, *, keep: int, best: str | None) -> None:
+    def seal_checkpoint(self, step: int, *, keep: int, best: str | None, validated: bool = True) -> None:
         """Mark the checkpoint of `step` complete, then delete older ones; see `lora_ft.training.resume_points.seal`.
 
         Raises:
             LoraFtError: Another job has taken over the working folder.
         """
         self.require_own()
-        resume_points.seal(self.working, step, keep=keep, best=best, run=self.run_id)
+        resume_points.seal(self.working, step, keep=keep, best=best, run=self.run_id, validated=validated)
 
     def mark_checkpoints(self) -> None:
         """Mark every checkpoint in the working folder complete."""

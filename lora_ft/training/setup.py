@@ -34,8 +34,9 @@ from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
+from lora_ft.training.resume_keeper import ResumeKeeper
 from lora_ft.training.run_folder import RunFolder
-from lora_ft.training.trainer import Curves, ProgressReporter, ResumeKeeper, Trainer, TrainerSettings
+from lora_ft.training.trainer import Curves, ProgressReporter, Trainer, TrainerSettings
 from lora_ft.training.weights import open_weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -15,21 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from lora_ft.core.errors import LoraFtError, LossError
-from lora_ft.core.interrupts import Interrupts
 from lora_ft.core.progress import Progress
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import IGNORED
 from lora_ft.data.batching import Encoded, LengthSampler, collate, count_positions
 from lora_ft.models.generation import without_defaults
+from lora_ft.training import resume_points
 from lora_ft.training.cross_entropy import SummedCrossEntropy, by_token
 from lora_ft.training.distillation import Teacher
 from lora_ft.training.encoder_states import EncoderStates
-from lora_ft.training.run_folder import RunFolder
+from lora_ft.training.resume_keeper import ValidationStopped
 
 
 class Rows(Dataset[Encoded]):
@@ -96,6 +104,9 @@ class TrainerSettings:
 
 class Trainer(Seq2SeqTrainer):
     """Trainer of an adapter or of a whole model.
+
+    A validation draws no random numbers of the training, so it may run before or after the checkpoint of its step is
+    written. A stop can therefore leave it out, and `--resume` makes up for it (`validate_first`).
 
     Args:
         settings: Settings that transformers' arguments lack.
@@ -174,6 +185,50 @@ class Trainer(Seq2SeqTrainer):
         self._guard(loss.item())
         return loss
 
+    def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
+        if self._is_over():  # only if resumed at its end, where transformers would take another step
+            self.control.should_training_stop = True
+            return [], None
+        batches: tuple[list[Any], Any] = super().get_batch_samples(*args, **options)
+        return batches
+
+    def _is_over(self) -> bool:
+        """Return True if the last step was taken, or early stopping ended the training."""
+        stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        return self.state.global_step >= self.state.max_steps or any(
+            each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers
+        )
+
+    def validate_first(self) -> None:
+        """Let `train` begin with the validation that its checkpoint lacks."""
+        self.args.eval_on_start = True
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        scores: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler:  # transformers' mark of a validation before the first step
+            checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            if self._determine_best_metric(scores, trial):
+                self.state.best_model_checkpoint = str(checkpoint)
+            if self.args.should_save:
+                for callback in self.callback_handler.callbacks:
+                    if isinstance(callback, ExportableState):
+                        self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                resume_points.add_validation(checkpoint, dataclasses.asdict(self.state))
+        return scores
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number
+            scores: dict[str, float] = super().evaluate(*args, **options)
+        return scores
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **options)
+        except ValidationStopped:
+            self.control.should_evaluate, self.control.should_save = False, True
+            self.control.should_training_stop = True
+            super()._maybe_log_save_evaluate(*args, **options)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody reads the sum, and counting parameters takes 1 % of a step of FLAN-T5-small
 
@@ -215,78 +270,6 @@ def no_gradient_error() -> LoraFtError:
         "no gradient reaches the trained weights in step 1",
         "lower train.base_dropout and lora.lora_dropout, or set train.gradient_checkpointing=false",
     )
-
-
-class ResumeKeeper(TrainerCallback):
-    """Callback that makes a run resumable: sets the row order of each epoch, seals checkpoints, saves on a signal.
-
-    Args:
-        sampler: Sampler of the training rows.
-        folder: Folder of the run.
-        keep: Number of checkpoints to keep.
-    """
-
-    def __init__(self, sampler: LengthSampler, folder: RunFolder, keep: int) -> None:
-        self._sampler, self._folder, self._keep = sampler, folder, keep
-        self._interrupts = Interrupts()
-
-    @property
-    def interrupted(self) -> int:
-        """Number of the signal received in any process, or 0."""
-        return self._interrupts.caught
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
-    ) -> None:
-        self._interrupts.take()
-        reset_learning_rate(options["lr_scheduler"], options["optimizer"])
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Restore the previous signal handlers."""
-        self._interrupts.release()
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if number := _in_any_process(self.interrupted, args):
-            self._interrupts.caught = number
-            control.should_training_stop = True
-            control.should_save |= not _ends_epoch(state)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # The Trainer takes a stop for the end of an epoch. To resume exactly, only a real one is validated, then saved.
-        if self.interrupted:
-            control.should_evaluate &= _ends_epoch(state)
-            control.should_save = _ends_epoch(state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            torch.distributed.barrier()
-        if args.should_save:
-            self._folder.seal_checkpoint(state.global_step, keep=self._keep, best=state.best_model_checkpoint)
-
-
-def _ends_epoch(state: TrainerState) -> bool:
-    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
-
-
-def reset_learning_rate(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Set the learning rate of the next step by the schedule over all steps.
-
-    A loaded optimizer has the rate of the schedule it was saved under, which may have had fewer steps.
-    """
-    if not hasattr(scheduler, "lr_lambdas"):  # reduce_lr_on_plateau has no schedule
-        return
-    rates = [
-        rate * share(scheduler.last_epoch) for rate, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    ]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = rates  # the trainer logs it
 
 
 class ProgressReporter(TrainerCallback):
@@ -365,12 +348,3 @@ class Curves(TensorBoardCallback):
         self.tb_writer = SummaryWriter(str(self._folder), purge_step=purge)
         self.tb_writer.add_text("task", f"```yaml\n{self._task}```")
         super().on_train_begin(args, state, control, **options)
-
-
-def _in_any_process(number: int, args: TrainingArguments) -> int:
-    """Return the largest number in any process, since all processes must stop at the same step."""
-    if args.world_size == 1:
-        return number
-    shared = torch.tensor(number, device=args.device)
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-    return int(shared.item())

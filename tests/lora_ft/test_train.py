@@ -295,29 +295,6 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_resume(
     assert same(weights(train(load_task(task), out, resume=True)), uninterrupted(load_task(task)))
 
 
-@pytest.mark.parametrize("eval_every", ["epoch", 4])
-@pytest.mark.parametrize("at", [7, 12], ids=["within an epoch", "at the end of an epoch"])
-def test_a_stopped_run_validates_where_an_uninterrupted_one_does(
-    at: int, eval_every: str | int, make_task: MakeTask, tmp_path: Path
-) -> None:
-    """Validating for a stop would take the time until a scheduler kills, and could choose other weights."""
-    task = load_task(make_task(train={"num_train_epochs": 3, "eval_every": eval_every}))
-    expected = validated_steps(train(task, tmp_path / "whole").folder)
-    assert expected[:2] == ([6, 12] if eval_every == "epoch" else [4, 8])
-
-    def terminate(trainer: Any, loss: float) -> None:
-        if trainer.state.global_step == at - 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("lora_ft.training.trainer.Trainer._guard", terminate)
-        train(task, tmp_path / "run")
-    assert validated_steps(working_folder(tmp_path / "run")) == [step for step in expected if step <= at]
-    run = train(task, tmp_path / "run", resume=True)
-    assert run.metrics["resumed_at"] == at
-    assert validated_steps(run.folder) == expected
-
-
 def validated_steps(folder: Path) -> list[int]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["step"] for line in lines if any(name.startswith("eval_") for name in line)]

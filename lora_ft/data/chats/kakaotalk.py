@@ -1,4 +1,7 @@
-"""Reader of KakaoTalk's exports in Korean and English: text from Android, iOS and computers, and CSV from macOS."""
+"""Reader of KakaoTalk's exports in Korean and English: text from Android, iOS and computers, and CSV from macOS.
+
+A date within a message (an appointment) is a heading only if a message follows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.data.chats.dates import hour_of, month_of
 from lora_ft.data.chats.fields import Fields
 from lora_ft.data.chats.message import Message, clean_name, clean_text
-from lora_ft.data.chats.places import File, table, text_lines
+from lora_ft.data.chats.places import File, followed, table, text_lines
 
 COLUMNS = ("Date", "User", "Message")
 _TITLE = re.compile(
@@ -106,7 +109,7 @@ def _text(file: File) -> Iterator[tuple[str, Message]]:
     entry: _Entry | None = None
     lines: list[str] = []
     people: set[str] = set()
-    for number, line in text_lines(file):
+    for number, line, following in followed(text_lines(file)):
         if number <= 3 and entry is None and (title := _TITLE.fullmatch(line.strip())):
             chat = clean_name(next(filter(None, title.groups()), chat))
             continue
@@ -115,6 +118,9 @@ def _text(file: File) -> Iterator[tuple[str, Message]]:
         where = f"{file}:{number}"
         heading = _HEADING.fullmatch(line.strip()) if _is_heading(line) else None
         mobile = _mobile(line) if heading is None else None
+        bare = heading is not None or (mobile is not None and not mobile["mark"])
+        if bare and entry is not None and not line.startswith("---") and not _may_follow(following):
+            heading = mobile = None
         computer = _COMPUTER.fullmatch(line) if heading is None and mobile is None else None
         if heading is None and mobile is None and computer is None:
             lines.append(line)
@@ -143,6 +149,12 @@ def _is_heading(line: str) -> bool:
     """Return whether a line may be a date heading: between dashes on computers, with a weekday on phones."""
     text = line.strip()
     return text.startswith("---") or text.endswith("요일") or re.fullmatch(rf"[A-Za-z]+, {_DAY}", text) is not None
+
+
+def _may_follow(line: str) -> bool:
+    """Return whether a line, or the end of the file, may follow a date on a phone."""
+    head = _mobile(line)
+    return not line or (head is not None and bool(head["mark"]))
 
 
 def _mobile(line: str) -> re.Match[str] | None:

@@ -1,4 +1,7 @@
-"""Reader of LINE's text export: date headings, each followed by messages as tab-separated time, name and text."""
+"""Reader of LINE's text export: date headings, each followed by messages as tab-separated time, name and text.
+
+A date within a message (an appointment) is a heading only if a message follows.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.chats.dates import day_of, hour_of
 from lora_ft.data.chats.message import Message, clean_name, clean_text
-from lora_ft.data.chats.places import File, text_lines
+from lora_ft.data.chats.places import File, followed, text_lines
 
 _TITLE = re.compile(
     r"(?:\[LINE\] ?)?(?:Chat history (?:with|in) (?P<en>.+)|(?P<ja>.+?)と?のトーク履歴"
@@ -19,7 +22,7 @@ _TITLE = re.compile(
     r"|ประวัติการ(?:แชท|สนทนา)กับ ?(?P<th>.+)|(?P<ko>.+?)님?과의? 대화|Riwayat obrolan dengan (?P<id>.+))"
 )
 _BANNER = "[LINE] "
-_YEAR_FIRST = re.compile(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})\s*[(（]?\S{0,20}[)）]?")
+_YEAR_FIRST = re.compile(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})\s*[(（]?[^\s\"]{0,20}[)）]?")
 _YEAR_LAST = re.compile(r"([A-Za-z]{3,9}), ?(\d{1,2})/(\d{1,2})/(\d{4})")
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HALVES = {"上午": "a", "午前": "a", "오전": "a", "下午": "p", "午後": "p", "오후": "p"}
@@ -73,11 +76,13 @@ def read_line(file: File) -> Iterator[tuple[str, Message]]:
     entry: tuple[int, float, str] | None = None
     lines: list[str] = []
     any_message = False
-    for number, line in text_lines(file):
+    for number, line, following in followed(text_lines(file)):
         if number == 1 and (title := _TITLE.fullmatch(line.strip())):
             chat = clean_name(next(filter(None, title.groups()), chat))
             continue
         heading = _heading(line, order)
+        if heading is not None and any_message and not _may_follow(following, order):
+            heading = None
         match = _ENTRY.fullmatch(line) if heading is None else None
         if heading is None and match is None:
             _refuse_unknown(file, number, line, is_first=day is not None and not any_message)
@@ -95,6 +100,12 @@ def read_line(file: File) -> Iterator[tuple[str, Message]]:
             entry, lines = _entry(match, day, file, number)
     if (message := _message(entry, lines)) is not None:
         yield chat, message
+
+
+def _may_follow(line: str, order: str) -> bool:
+    """Return whether a line, or the end of the file, may follow a date heading."""
+    entry = _ENTRY.fullmatch(line) or _UNKNOWN_ENTRY.fullmatch(line)
+    return not line or entry is not None or _heading(line, order) is not None
 
 
 def _refuse_unknown(file: File, number: int, line: str, *, is_first: bool) -> None:

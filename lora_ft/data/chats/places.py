@@ -8,7 +8,7 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 from zipfile import Path as ZipPath
@@ -139,6 +139,17 @@ def text_lines(file: File) -> Iterator[tuple[int, str]]:
                 raise LoraFtError(
                     f"{file}:{number} is {kind} (byte {error.start} of the line)", "save the file as UTF-8"
                 ) from error
+
+
+def followed(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, line, next line that is not blank or "") for each line of `text_lines`."""
+    waiting: list[tuple[int, str]] = []
+    for number, line in lines:
+        if line.strip():
+            yield from ((earlier, text, line) for earlier, text in waiting)
+            waiting = []
+        waiting.append((number, line))
+    yield from ((number, line, "") for number, line in waiting)
 
 
 def table(file: File, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:

@@ -76,6 +76,13 @@ def test_programs_and_languages(tmp_path: Path, text: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", [ANDROID_KO, IOS_KO])
+@pytest.mark.parametrize("date", ["2023년 12월 24일 오후 6:00", "2023년 12월 24일 일요일"])
+def test_a_date_in_a_message_is_text(tmp_path: Path, text: str, date: str) -> None:
+    file = write(tmp_path / "x.txt", text.replace("more\n", f"{date}\n{date}\nstation\n"))
+    assert [message.text for _, message in read_kakaotalk(file)] == ["hello", f"a : b\n{date}\n{date}\nstation"]
+
+
 def test_midnight_and_noon(tmp_path: Path) -> None:
     lines = ["[A] [오전 12:05] a", "[A] [오후 12:05] b", "[A] [오전 0:05] c", "[A] [13:05] d"]
     text = "\n".join(["--------------- 2023년 11월 20일 월요일 ---------------", *lines])

@@ -57,6 +57,13 @@ def test_text_of_several_lines_is_unquoted(tmp_path: Path) -> None:
     assert texts(write(tmp_path / "x.txt", text)) == ['one "x"\n\n10:30 meet me', '"quoted"', "plain\nmore"]
 
 
+def test_a_date_in_a_message_is_text(tmp_path: Path) -> None:
+    meeting = "meet\n\n2023/12/24(Sun)\n10:00 station\n2023/12/25(Mon)"
+    text = f'2023/11/20(Mon)\n09:00\tAna\t"{meeting}"\n09:01\tBen\tok\n\n2023/11/21(Tue)\n09:02\tAna\tbye\n'
+    first, second, third = (message for _, message in read_line(write(tmp_path / "x.txt", text)))
+    assert first.text == meeting and second.time == DAY + 9 * 3600 + 60 and third.time == DAY + 33 * 3600 + 120
+
+
 def test_messages_of_line_are_left_out(tmp_path: Path) -> None:
     placeholders = ["[Sticker]", "[スタンプ]", "[貼圖]", "[Voice message]", "☎ Call time 0:45", "Ana unsent a message."]
     lines = [f"09:00\tAna\t{text}" for text in placeholders]

@@ -219,6 +219,19 @@ def test_rows_may_be_a_data_set_or_a_frame(tiny_base: Path) -> None:
     ]
 
 
+def test_tables_give_short_floats_as_written_and_refuse_equal_columns(tiny_base: Path) -> None:
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["a", "b"], "answer": ["x", "y"], "score": [3.8, None]}).astype(
+        {"score": "float32"}
+    )
+    listed = frame.astype(object).to_dict("records")
+    for table in (frame, datasets.Dataset.from_pandas(frame), [{**listed[0], "score": frame["score"].to_numpy()[0]}]):
+        assert make_task(tiny_base, train=table).data.in_memory["train"].rows[0]["score"] == 3.8
+    twice = pandas.DataFrame([["a", "b"]], columns=["text", "text"])
+    with pytest.raises(lora_ft.TaskError, match="two columns named 'text'"):
+        make_task(tiny_base, train=twice)
+
+
 def test_a_saved_task_reads_as_it_was_beside_files_too(tiny_base: Path, tmp_path: Path) -> None:
     save_task(as_task(make_task(tiny_base)), tmp_path / "rows.yaml")
     mixed = as_task(make_task(tiny_base, test="more/test.jsonl"))

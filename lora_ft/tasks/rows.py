@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_ft.core.columns import shortest
+
 FOLDER = "data"  # inside a run
 
 
@@ -52,19 +54,30 @@ def rows_in_memory(value: object, split: str) -> RowsInMemory | None:
     Args:
         value: Value of `data.train`, `data.validation` or `data.test`.
         split: Name of the split.
+
+    Raises:
+        ValueError: A frame has two columns of the same name.
     """
     if value is None or isinstance(value, str | bytes | Path | Mapping):
         return value if isinstance(value, RowsInMemory) else None
+    short: list[Any] = []  # columns of 32-bit floats
     if hasattr(value, "to_dict") and hasattr(value, "columns"):  # a pandas frame
+        names = list(map(str, value.columns))
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"the frame has two columns named {repeated!r}; rename or remove one of them")
+        short = [name for name in value.columns if str(value[name].dtype) == "float32"]
         value = value.to_dict("records")
+    elif isinstance(features := getattr(value, "features", None), Mapping):  # a datasets.Dataset
+        short = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
     if not isinstance(value, Iterable):
         return None
     rows = list(value)
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         return None
-    return RowsInMemory(
-        f"{FOLDER}/{split}.jsonl", [{str(name): _plain(cell) for name, cell in row.items()} for row in rows]
-    )
+    plain = [
+        {str(name): _plain(shortest(cell) if name in short else cell) for name, cell in row.items()} for row in rows
+    ]
+    return RowsInMemory(f"{FOLDER}/{split}.jsonl", plain)
 
 
 def _plain(value: Any) -> Any:
@@ -77,6 +90,8 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if type(value).__name__ == "float32":
+        return _plain(shortest(value))
     if type(value).__name__ in ("NAType", "NaTType"):  # types of pandas, which may not be installed
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value  # numpy's arrays and numbers

@@ -48,7 +48,7 @@ class RowsInMemory(str):
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def rows_in_memory(value: object, split: str) -> RowsInMemory | None:
+def rows_in_memory(value: Any, split: str) -> RowsInMemory | None:
     """Return the rows of a split that holds rows instead of file names; None if it holds file names.
 
     Args:

@@ -7,6 +7,9 @@ or a clock is set, but then its people are those of the chat. So an excursion is
 - All its senders are strangers without messages in the chat itself, and they are several or the time jump is long.
 - It repeats earlier messages.
 
+Lines without a sender that go far ahead are appointments ("24.12.23, 18:00 - 20:00 dinner"), since WhatsApp's own lines
+are never ahead.
+
 In doubt, an excursion is read as messages.
 """
 
@@ -40,7 +43,7 @@ def find_pasted(times: Sequence[float], senders: Sequence[int]) -> set[int]:
             several = len({senders[at] for at in people}) > 1
             far = min(abs(times[at] - times[run.start - 1]) for at in run) > _FAR
             if (
-                people
+                (people or find is _forward)
                 and (several or far or regulars)
                 and all(_is_repeated(times, senders, run.start, at) for at in regulars)
             ):

@@ -45,6 +45,11 @@ def test_the_hour_that_summer_time_repeats_stays() -> None:
 
 def test_lines_of_whatsapp_alone_stay() -> None:
     assert find_pasted([DAY, 0, DAY + 60], [ANA, -1, BEN]) == set()
+    assert find_pasted([0, 3 * HOUR, 60], [ANA, -1, BEN]) == set()
+
+
+def test_an_appointment_without_a_sender_is_text() -> None:
+    assert find_pasted([0, 7 * DAY, 60], [ANA, -1, BEN]) == {1}
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=50), st.integers(0, 5))

@@ -16,6 +16,7 @@ from lora_ft.data.chats.places import File, files_below, is_zip, opened, root_of
 from lora_ft.data.chats.stream import objects, top_keys
 from lora_ft.data.chats.telegram import telegram_repair
 from lora_ft.data.chats.whatsapp_files import is_whatsapp
+from lora_ft.data.readers import READERS
 
 FORMATS = ("telegram", "whatsapp", "slack", "discord", "messenger", "signal", "line", "kakaotalk")
 _START = 1 << 16  # bytes inspected at the beginning of a file
@@ -181,5 +182,5 @@ def _unread(file: Path, program: str, remedy: str = "") -> LoraFtError:
 def _unknown(file: Path) -> LoraFtError:
     return UsageError(
         f"{file} is not a known export of a chat",
-        f"use an export of {', '.join(FORMATS)} (data.chat.format names one)",
+        f"use an export of {', '.join(FORMATS)} (data.chat.format names one), or rows as {', '.join(READERS)}",
     )

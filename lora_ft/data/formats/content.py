@@ -28,6 +28,8 @@ MAX_CELL = 10_000_000
 _ROW_COST = 8  # bytes of Python rows per byte of text; short cells cost the most
 _CHUNK = 1 << 20
 _LFS = b"version https://git-lfs"
+_SHEETS = ("xl/workbook.xml", "xl/workbook.bin", "content.xml")  # of Excel, and of OpenDocument
+_OLD_EXCEL = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _SAMPLE = 4  # characters; a header or the first key of JSON is at least that long, and nearly always ASCII
 
 _DAMAGED = (
@@ -103,7 +105,8 @@ def content_of(file: Path) -> Content:
     """Read a file, and decompress gzip, bzip2, xz, zstd and zip whatever the file's name.
 
     Raises:
-        UsageError: The file is not a regular file, is a zip of several files, is encrypted, or exceeds the memory.
+        UsageError: The file is not a regular file, is a zip of several files or a spreadsheet, is encrypted, or exceeds
+            the memory.
         LoraFtError: The file cannot be read, is a Git LFS pointer, or has damaged compressed content.
     """
     name = file.name
@@ -118,6 +121,8 @@ def content_of(file: Path) -> Content:
             if beginning.startswith(b"PK\x03\x04"):
                 inside, data = _unzipped(file, raw)
                 return Content(file, inside, data)
+            if beginning == _OLD_EXCEL:
+                raise _spreadsheet(file)
             if raw.read(len(_LFS)) == _LFS:
                 raise LoraFtError(f"{file} is a pointer of Git LFS, not the file itself", "run `git lfs pull`")
             raw.seek(0)
@@ -159,6 +164,8 @@ def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
             if not entry.filename.endswith("/")
             and not any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
         ]
+        if any(entry.filename in _SHEETS for entry in entries):
+            raise _spreadsheet(file)
         if len(entries) != 1:
             raise UsageError(
                 f"{file} is a zip of {len(entries)} files, not one", "unpack it, and name the files with rows"
@@ -167,6 +174,10 @@ def _unzipped(file: Path, raw: IO[bytes]) -> tuple[str, bytes]:
             raise UsageError(f"{file} is encrypted", "unpack it first")
         with archive.open(entries[0]) as content:
             return entries[0].filename, _bounded(file, content)
+
+
+def _spreadsheet(file: Path) -> UsageError:
+    return UsageError(f"{file} is a spreadsheet, not text", "save the sheet as CSV in UTF-8")
 
 
 def _zstd(raw: IO[bytes]) -> IO[bytes]:

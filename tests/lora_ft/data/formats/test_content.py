@@ -69,7 +69,8 @@ def test_content_beyond_memory_is_refused(tmp_path: Path, ending: str, monkeypat
     [
         ("rows.jsonl.gz", TEXT, "is not compressed by gz"),
         ("rows.zip", zipped({"a.csv": b"", "b.csv": b""}), "is a zip of 2 files"),
-        ("table.csv", zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), "is a zip of 2 files"),
+        ("table.csv", zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), "is a spreadsheet, not text"),
+        ("table.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "is a spreadsheet, not text"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
     ],
 )

@@ -16,6 +16,7 @@ from benchmarks.studies.bank import tables as bank_tables
 from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
 from benchmarks.studies.search import tables as search_tables
+from benchmarks.studies.shrinking import tables as shrinking_tables
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training_report import TrainingReport
 from lora_ft.core.files import write_text
@@ -246,6 +247,11 @@ def search(results: dict[str, Any]) -> str:
     return f"{search_tables(results)} {_machine(results['environment'])}."
 
 
+def shrinking(results: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.studies.shrinking`, and what it was measured on."""
+    return f"{shrinking_tables(results)} {_machine(results['environment'])}."
+
+
 def kernel(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.kernel`, and what it was measured on."""
     return (
@@ -302,6 +308,7 @@ TABLES = {
     "bank": bank,
     "running_batch": running_batch,
     "search": search,
+    "shrinking": shrinking,
     "kernel": kernel,
     "kernel_line": kernel_line,
     "serving": serving,
@@ -313,7 +320,7 @@ SOURCES = {"serving_line": "serving", "kernel_line": "kernel"}
 
 PAGES = {
     "README.md": ("kernel_line", "dialogsum", "serving_line"),
-    "docs/guides/training.md": ("sizes", "methods"),
+    "docs/guides/training.md": ("sizes", "shrinking", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
     "docs/guides/search.md": ("search",),
     "docs/guides/banks.md": ("bank",),

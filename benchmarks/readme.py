@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import serving_tables
 from benchmarks.command import run_command
 from benchmarks.studies.bank import tables as bank_tables
+from benchmarks.studies.decoding import tables as decoding_tables
 from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
 from benchmarks.studies.search import tables as search_tables
@@ -247,6 +248,11 @@ def search(results: dict[str, Any]) -> str:
     return f"{search_tables(results)} {_machine(results['environment'])}."
 
 
+def decoding(results: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.studies.decoding`, and what it was measured on."""
+    return f"{decoding_tables(results)}\n\n{results['precision']}; {_machine(results['environment'])}."
+
+
 def shrinking(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.shrinking`, and what it was measured on."""
     return f"{shrinking_tables(results)} {_machine(results['environment'])}."
@@ -307,6 +313,7 @@ TABLES = {
     "groups": groups,
     "bank": bank,
     "running_batch": running_batch,
+    "decoding": decoding,
     "search": search,
     "shrinking": shrinking,
     "kernel": kernel,
@@ -322,6 +329,7 @@ PAGES = {
     "README.md": ("kernel_line", "dialogsum", "serving_line"),
     "docs/guides/training.md": ("sizes", "shrinking", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
+    "docs/guides/decoding.md": ("decoding",),
     "docs/guides/search.md": ("search",),
     "docs/guides/banks.md": ("bank",),
     "docs/guides/serving.md": ("running_batch",),

@@ -1,0 +1,108 @@
+"""Compare ways of decoding on the test rows of trained runs: scores, answer length and time.
+
+    python -m benchmarks.studies.decoding RUN... [--limit 500] [--out FOLDER] [--json FILE]
+
+Each run is exported in 8 bits, and the bundle answers the rows in every way. Differences from greedy search are paired.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.command import run_command
+from lora_ft.compare import compare
+from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import write_json
+from lora_ft.core.plain import plain, plain_fields
+from lora_ft.core.progress import Progress
+from lora_ft.doctor import environment
+from lora_ft.evaluate import evaluate
+from lora_ft.export_onnx import export_onnx
+from lora_ft.reports.markdown import interval, table
+from lora_ft.reports.screen import Screen
+from lora_ft.runs.run import TASK, Run
+
+VERSION = 1
+RESULTS = Path(__file__).parents[1] / "results" / "decoding.json"
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "4 beams": {"num_beams": 4},
+    "one sample": {"do_sample": True, "temperature": 0.7, "top_k": 0},
+    "`mbr: 8`": {"do_sample": True, "temperature": 0.7, "top_k": 0, "mbr": 8},
+}
+_PRECISION = "int8"
+
+
+def measure(run: Run, out: Path, progress: Progress, *, limit: int | None = None) -> dict[str, Any]:
+    """Return the figures of each way of decoding.
+
+    Args:
+        run: Run with test rows.
+        out: Folder for the bundle and the answers.
+        progress: Receives stages and notes.
+        limit: Maximum number of rows.
+    """
+    bundle = out / run.folder.name
+    export_onnx(run, bundle, precision=_PRECISION, progress=progress)
+    answers, evaluations = [], []
+    for number, generate in enumerate(WAYS.values()):
+        answers.append(out / f"{run.folder.name}-{number}.jsonl")
+        task = run.task.model_copy(update={"generate": run.task.generate.model_copy(update=generate)})
+        evaluations.append(evaluate(bundle, task=task, limit=limit, predictions=answers[-1], progress=progress))
+    comparison = compare(answers, task=run.folder / TASK)
+    ways = {}
+    for name, evaluation, contender in zip(WAYS, evaluations, comparison.contenders, strict=True):
+        difference = contender.differences.get(comparison.by)
+        ways[name] = {
+            "score": plain(contender.scores[comparison.by]),
+            "difference": plain_fields(difference) if difference else None,
+            "tokens": evaluation.model.mean_tokens,
+            "rows_per_second": evaluation.model.samples_per_second,
+        }
+    return {"metric": comparison.by, "rows": len(comparison.prompts), "ways": ways}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return the table of the documentation."""
+    lines = []
+    for name, figures in results["tasks"].items():
+        for number, (way, figure) in enumerate(figures["ways"].items()):
+            times = figures["ways"]["greedy"]["rows_per_second"] / figure["rows_per_second"]
+            lines.append(
+                (
+                    "" if number else f"{name} ({figures['rows']} rows, {figures['metric']})",
+                    way,
+                    interval(figure["score"]),
+                    interval(figure["difference"]["estimate"], sign="+") if figure["difference"] else "",
+                    f"{figure['tokens']:.0f}",
+                    f"{figure['rows_per_second']:.1f} ({times:.1f})",
+                )
+            )
+    columns = ["task", "decoding", "score", "difference from greedy, paired", "tokens", "rows/s (times greedy's time)"]
+    return table(columns, lines)
+
+
+def _main(
+    runs: list[Path],
+    out: Annotated[Path, typer.Option(help="Folder for bundles and answers.")] = Path("runs/decoding"),
+    json_file: Annotated[Path, typer.Option("--json", help="JSON file of the figures.")] = RESULTS,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows of each task.")] = None,
+) -> None:
+    """Measure the runs and print the table."""
+    try:
+        with Screen() as screen:
+            tasks = {}
+            for run in map(Run, runs):
+                tasks[run.task.name] = measure(run, out, screen, limit=limit)
+    except LoraFtError as error:
+        raise SystemExit(f"error: {error}") from error
+    results = {"version": VERSION, "environment": environment(), "precision": _PRECISION, "tasks": tasks}
+    write_json(json_file, results)
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    run_command(_main)

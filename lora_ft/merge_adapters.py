@@ -24,7 +24,7 @@ from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.splits import load_splits, require, with_labels
 from lora_ft.evaluation.metrics import score
-from lora_ft.models.adapter_files import adapter_config, lora_config
+from lora_ft.models.adapter_files import adapter_config, lora_config, moved_base
 from lora_ft.models.adapters import load_adapter, load_another, name_base
 from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
@@ -202,6 +202,7 @@ def _more_than_lora(member: Member) -> str:
         "modules_to_save": config.modules_to_save,
         "bias": config.bias != "none",
         "trainable_token_indices": config.trainable_token_indices,
+        f"init_lora_weights {config.init_lora_weights}": moved_base(vars(config)),
     }
     return ", ".join(name for name, value in parts.items() if value)
 

@@ -19,7 +19,7 @@ from lora_ft.export.bundle.bank import BankAdapter
 from lora_ft.export.checkpoint.generation_config import read_generation
 from lora_ft.export.parity import Probe, Reference
 from lora_ft.export.runtime import Generator
-from lora_ft.models.adapter_files import adapter_config
+from lora_ft.models.adapter_files import adapter_config, moved_base
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer
@@ -41,9 +41,6 @@ _DISABLED: dict[str, Any] = {
     "target_parameters": None,
     "layer_replication": None,
 }
-
-# Initializations that change the base's weights. Such an adapter fits only the changed base unless it was converted.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def _require_plain_lora(run: Run | PeftAdapter) -> None:
     ]
     if config.get("peft_type") != "LORA":
         extras.insert(0, f"peft_type {config.get('peft_type')!r}")
-    if isinstance(start := config.get("init_lora_weights"), str) and start.startswith(_CHANGES_BASE):
+    if start := moved_base(config):
         extras.append(f"init_lora_weights {start!r}, which changes the base")
     if not extras and (run.adapter / WEIGHTS).is_file():
         with safe_open(run.adapter / WEIGHTS, "np") as weights:

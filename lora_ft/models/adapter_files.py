@@ -42,6 +42,10 @@ _UNSUPPORTED = (
     "monteclora_config",
     "megatron_config",
 )
+# Initializations that change the base's weights. PEFT repeats them when it loads the adapter, unless it was converted.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Those that it cannot repeat: a random decomposition, and gradients on rows.
+_UNREPEATABLE = ("pissa_niter", "lora_ga")
 _WHOLE, _NUMBER, _SWITCH = "a positive integer", "a number", "true or false"
 _NAMES, _TABLE = "a name or a list of names", "an object with numbers"
 _LAYERS, _TOKENS = "an integer or a list of integers", "a list of token ids, or an object with such lists"
@@ -124,6 +128,12 @@ def lora_config(folder: Path) -> LoraConfig:
     for key in _UNSUPPORTED:
         if content.get(key) not in (None, False, [], {}):
             raise UsageError(f"{folder} uses {key} of peft, which is not supported", "train an adapter without it")
+    if moved_base(content).startswith(_UNREPEATABLE):
+        raise UsageError(
+            f"{folder} was trained on a base that init_lora_weights {content['init_lora_weights']} changed, which peft "
+            "cannot repeat",
+            "save it with path_initial_model_for_weight_conversion of peft's save_pretrained",
+        )
     for key, value in content.items():
         if value is not None and not _has_type(_KINDS.get(key), value):
             raise LoraFtError(f"{path}: {key} is not {_KINDS[key]} (got {value!r})", "copy it again")
@@ -135,6 +145,15 @@ def lora_config(folder: Path) -> LoraConfig:
             return LoraConfig(**settings | {"task_type": "SEQ_2_SEQ_LM"})
     except Exception as error:  # PEFT raises many kinds
         raise LoraFtError(f"peft cannot read {path} ({first_line(error)})", "copy it again") from error
+
+
+def moved_base(config: Mapping[str, Any]) -> str:
+    """Return the initialization that changed the base of an adapter, or "" if the adapter fits the unchanged base.
+
+    Without that change, A and B alone mean another adapter.
+    """
+    start = config.get("init_lora_weights")
+    return start if isinstance(start, str) and start.startswith(_MOVES_BASE) else ""
 
 
 def unknown_keys(folder: Path) -> list[str]:

@@ -273,7 +273,25 @@ def _checked_config(model: PreTrainedModel, folder: Path) -> LoraConfig:
     indices = [i for each in tokens.values() for i in each] if isinstance(tokens, dict) else list(tokens)
     if beyond := [index for index in indices if not (type(index) is int and 0 <= index < rows)]:
         raise _other_base(folder, f"it trains token {beyond[0]}, but this base has only {rows:,} rows")
+    if indices:
+        _check_trained_tables(model, tokens, folder)
     return config
+
+
+def _check_trained_tables(model: PreTrainedModel, tokens: dict[str, list[int]] | list[int], folder: Path) -> None:
+    """Raise UsageError if trained tokens are not in the tables that a merged T5 has, see `_trained_tokens`.
+
+    PEFT trains rows of encoder.embed_tokens, which T5 shares with the decoder, as if it were a table of its own, and
+    rows of an untied head as if it were the embedding.
+    """
+    trained = set(tokens) if isinstance(tokens, dict) else {family_of(model.config.model_type).EMBEDDING}
+    expected = set(_trained_tokens(model, [0]) or ())
+    if trained != expected:
+        raise UsageError(
+            f"{folder} trains tokens of {listed(sorted(trained))}, but those of {listed(sorted(expected))} belong "
+            "together in this base",
+            f"set trainable_token_indices to {{{', '.join(f'{name!r}: [...]' for name in sorted(expected))}}}",
+        )
 
 
 def _layers(model: PreTrainedModel) -> dict[str, Any]:

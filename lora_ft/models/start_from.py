@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import sha256
-from lora_ft.models.adapter_files import describe, lora_config
+from lora_ft.models.adapter_files import describe, lora_config, moved_base
 from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
 from lora_ft.runs.run import WEIGHTS, Run
 from lora_ft.tasks.lora import Lora
@@ -35,6 +35,11 @@ def with_start_adapter(task: Task) -> Task:
         raise UsageError(
             f"{source.folder} has modules_to_save, which a task does not support "
             f"(got {', '.join(config.modules_to_save)})",
+            "merge it, and train a new adapter on the checkpoint",
+        )
+    if start := moved_base(vars(config)):
+        raise UsageError(
+            f"{source.folder} was trained on a base that init_lora_weights {start} changed",
             "merge it, and train a new adapter on the checkpoint",
         )
     tokens = config.trainable_token_indices or []

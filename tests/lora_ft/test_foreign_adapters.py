@@ -260,12 +260,30 @@ def test_other_methods_are_refused_by_name(tiny_base: Path, tmp_path: Path, kind
         ({"target_modules": ["shared", "q"]}, "has LoRA on shared (got Embedding"),
         ({"target_modules": ["q"], "modules_to_save": ["shared"]}, "trains the whole embedding"),
         ({"target_modules": ["q"], "lora_bias": True}, "uses lora_bias of peft"),
+        ({"target_modules": ["q"], "init_lora_weights": "pissa_niter_2"}, "pissa_niter_2 changed"),
+        ({"trainable_token_indices": [5]}, "trains tokens of shared, but those of lm_head, shared"),
+        ({"trainable_token_indices": {"embed_tokens": [5]}}, "trains tokens of embed_tokens, but those of lm_head"),
     ],
 )
 def test_parts_that_cannot_be_merged_are_refused_by_name(
     tiny_base: Path, tmp_path: Path, config: dict[str, Any], named: str
 ) -> None:
     assert named in refused(tiny_base, make(tiny_base, tmp_path / "adapter", **config))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_change_of_the_base_is_repeated(tiny_base: Path, tmp_path: Path, init: str) -> None:
+    folder = make(tiny_base, tmp_path / "adapter", target_modules=["q", "v"], init_lora_weights=init)
+    loaded = load_adapter(load_model(tiny_base), folder)
+    assert torch.allclose(logits(merge_adapter(loaded)), by_peft(tiny_base, folder), atol=1e-4)
+
+
+def test_trained_tokens_of_a_tied_base_are_those_of_peft(tmp_path: Path) -> None:
+    base = save_tiny_t5(tmp_path / "base", tie_word_embeddings=True)
+    folder = make(base, tmp_path / "adapter", target_modules=["q"], trainable_token_indices=[5, 7])
+    assert torch.allclose(logits(load_adapter(load_model(base), folder)), by_peft(base, folder), atol=1e-4)
+    configure(folder, trainable_token_indices={"decoder.embed_tokens": [5, 7]})
+    assert "trains tokens of decoder.embed_tokens, but those of shared" in refused(base, folder)
 
 
 @pytest.mark.parametrize(

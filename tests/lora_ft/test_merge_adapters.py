@@ -149,6 +149,9 @@ def test_peft_adapters_that_cannot_be_merged_are_refused(runs: list[Run], tmp_pa
     adapter = make(tiny_base, tmp_path / "biases", target_modules=["q"], bias="all")
     with pytest.raises(UsageError, match=r"more than LoRA's matrices \(bias\)"):
         merge_adapters([runs[0], PeftAdapter(adapter)], tmp_path / "no")
+    configure(adapter, bias="none", init_lora_weights="olora")
+    with pytest.raises(UsageError, match=r"more than LoRA's matrices \(init_lora_weights olora\)"):
+        merge_adapters([runs[0], PeftAdapter(adapter)], tmp_path / "no")
     configure(adapter, base_model_name_or_path="elsewhere/t5")
     with pytest.raises(UsageError, match="has the base elsewhere/t5") as caught:
         merge_adapters([runs[0], PeftAdapter(adapter)], tmp_path / "no")

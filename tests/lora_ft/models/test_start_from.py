@@ -64,7 +64,10 @@ def test_parts_that_a_task_cannot_express_are_refused(
     adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"], modules_to_save=["lm_head"])
     with pytest.raises(UsageError, match=r"has modules_to_save, which a task does not support \(got lm_head\)"):
         with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
-    configure(adapter, modules_to_save=None, lora_alpha=1.5)
+    configure(adapter, modules_to_save=None, init_lora_weights="pissa")
+    with pytest.raises(UsageError, match="was trained on a base that init_lora_weights pissa changed"):
+        with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
+    configure(adapter, init_lora_weights=True, lora_alpha=1.5)
     with pytest.raises(UsageError, match=r"a task does not support: lora_alpha"):
         with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
 

@@ -18,8 +18,9 @@ from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.user_paths import expanded
 from lora_ft.data.chats.detect import find_format
 from lora_ft.data.chats.discord_text import is_discord_table
+from lora_ft.data.chats.kakaotalk import is_kakaotalk_table
 from lora_ft.data.formats.content import content_of
-from lora_ft.data.guess import Guess, guess_task, references_of
+from lora_ft.data.guess import Guess, guess_task, references_of, texts_of
 from lora_ft.data.lengths import Lengths, measure_lengths
 from lora_ft.data.readers import Row, is_readable, read_rows
 from lora_ft.data.splits import load_splits
@@ -180,7 +181,10 @@ def _chat_format(source: Path) -> str | None:
     if source.is_dir() and _split_files(source):
         return None
     if is_readable(source) and source.suffix.lower() not in (".json", ".zip"):
-        return "discord" if source.suffix.lower() == ".csv" and is_discord_table(source) else None
+        tables = {"discord": is_discord_table, "kakaotalk": is_kakaotalk_table}
+        return next(
+            (name for name, is_table in tables.items() if source.suffix.lower() == ".csv" and is_table(source)), None
+        )
     try:
         return find_format(source)
     except LoraFtError:  # JSON Lines and NaN are no JSON for the readers of chats
@@ -217,6 +221,10 @@ def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) 
     if not rows["train"]:
         raise UsageError(f"--data: {by_split['train']} has no rows", "pass a file with rows")
     guess = guess_task(rows["train"], target=target)
+    unlabeled = [split for split in rows if not texts_of(rows[split], guess.target)]  # Kaggle's test.csv
+    left_out = [f"{by_split[split].name} has no text in {guess.target}, so it is left out" for split in unlabeled]
+    by_split = {split: path for split, path in by_split.items() if split not in unlabeled}
+    rows = {split: rows[split] for split in by_split}
     all_rows = [row for split in rows.values() for row in split]
     lengths = measure_lengths(all_rows, guess.prompt, guess.target, _tokenizer(base))
     scored = [row for split in ("validation", "test") for row in rows.get(split, [])]
@@ -234,7 +242,7 @@ def _row_blocks(file: Path, source: Path, base: str | None, target: str | None) 
     }
     if references and not guess.labels:
         blocks["evaluate"] = "evaluate: {metrics: [rouge, bleu, chrf]}\n"
-    return blocks, NewTask(file, guess.kind, [*guess.reasons, _split_reason(by_split), lengths.reason])
+    return blocks, NewTask(file, guess.kind, [*guess.reasons, *left_out, _split_reason(by_split), lengths.reason])
 
 
 def _tokenizer(base: str | None) -> Tokenizer | None:

@@ -72,11 +72,12 @@ def guess_task(rows: Sequence[Mapping[str, Any]], *, target: str | None = None) 
     sample = list(islice(rows, 0, None, max(1, len(rows) // SAMPLE)))
     columns = _text_columns(sample)
     unwritable = sorted({str(name) for row in sample for name in row if _UNWRITABLE.search(str(name))})
-    if len(columns) < 2 and unwritable:
+    needed = 2 if target is None or target in columns else 1
+    if len(columns) < needed and unwritable:
         raise UsageError(
             f"the column {unwritable[0]!r} cannot be named in a prompt", "rename it without colons, braces and marks"
         )
-    if len(columns) < 2:
+    if len(columns) < needed:
         raise UsageError(
             f"the rows have {_listed(columns)}, and a task needs a column to read and a column to write",
             "add a column, or name another file; exports of chats need no columns",

@@ -122,7 +122,13 @@ def plain_text(text: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a scalar in double quotes, also if it has characters that YAML refuses or folds."""
+    """Return a text as a scalar in double quotes, also if it has characters that YAML refuses or folds.
+
+    Raises:
+        UsageError: The text is not Unicode, such as a file name in another encoding.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UsageError(f"{text!r} is not UTF-8", "rename it")
     return _UNWRITABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 

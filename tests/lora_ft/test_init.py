@@ -61,6 +61,12 @@ def test_any_name_of_a_file_or_column_is_written_so_that_it_is_read(tmp_path: Pa
     assert len(load_splits(task).train) == 48
 
 
+def test_a_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a\udcff.jsonl", rows_like(SHAPES["pairs"][0]))
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        init(tmp_path / "task.yaml", data=rows)
+
+
 @pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows.txt.gz", "rows.ndjson"])
 def test_lines_of_json_are_rows_under_any_name(tmp_path: Path, name: str) -> None:
     rows = [*rows_like(SHAPES["pairs"][0], 58), {"input": "low", "target": "high", "score": float("nan")}]
@@ -133,6 +139,25 @@ def test_nested_answers_are_references() -> None:
 def test_ambiguous_rows_are_refused(rows: Rows, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         guess_task(rows)
+
+
+def test_target_of_nested_annotations_can_be_named() -> None:
+    rows = [{"data": {"text": f"x {i}"}, "annotations": [{"result": [{"choices": ["ab"[i % 2]]}]}]} for i in range(20)]
+    guess = guess_task(rows, target="annotations[0].result[0].choices[0]")
+    assert guess.labels and guess.prompt == "Classify this text: {data.text} Label:"
+
+
+def test_rows_to_answer_are_left_out(tmp_path: Path) -> None:
+    write_rows(tmp_path / "test.jsonl", [{"input": "low"}])
+    task = init(tmp_path / "task.yaml", data=write_rows(tmp_path / "train.jsonl", rows_like(SHAPES["pairs"][0])))
+    assert "test.jsonl has no text in target, so it is left out" in task.reasons
+    assert [len(load_splits(load_task(task.file))[name]) for name in SPLITS] == [48, 6, 6]
+
+
+def test_table_of_kakaotalk_is_a_chat(tmp_path: Path) -> None:
+    lines = [f'2023-11-{day:02} 09:0{i}:00,"{name}","text {i}"' for day in range(1, 9) for i, name in enumerate("ABA")]
+    (tmp_path / "chat.csv").write_text("\n".join(["Date,User,Message", *lines]), encoding="utf-8")
+    assert init(tmp_path / "task.yaml", data=tmp_path / "chat.csv").kind == "group chat"
 
 
 def test_target_can_be_named() -> None:

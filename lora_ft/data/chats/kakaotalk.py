@@ -72,15 +72,20 @@ def is_kakaotalk(start: str) -> bool:
     )
 
 
+def is_kakaotalk_table(file: File) -> bool:
+    """Return whether a file begins like a CSV export of KakaoTalk."""
+    with file.open("rb") as content:
+        header = content.read(100).removeprefix(b"\xef\xbb\xbf").replace(b'"', b"").splitlines()[:1]
+    return header == [",".join(COLUMNS).encode()]
+
+
 def read_kakaotalk(file: File) -> Iterator[tuple[str, Message]]:
     """Yield (chat, message) for every message with a text. A message's id is its line number.
 
     Raises:
         LoraFtError: A date or time cannot be read.
     """
-    with file.open("rb") as content:
-        start = content.read(100).removeprefix(b"\xef\xbb\xbf").replace(b'"', b"")
-    return _table(file) if start.startswith(b"Date,User,Message") else _text(file)
+    return _table(file) if is_kakaotalk_table(file) else _text(file)
 
 
 def _table(file: File) -> Iterator[tuple[str, Message]]:

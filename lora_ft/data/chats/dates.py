@@ -61,8 +61,9 @@ def day_of(parts: Parts, order: str) -> datetime.date | None:
         return None
     if not named["y"].isdecimal():
         return None
+    year = int(named["y"]) + (2000 if len(named["y"]) == 2 else 0)
     try:
-        return datetime.date(int(named["y"]) + (2000 if len(named["y"]) == 2 else 0), month, int(named["d"]))
+        return datetime.date(year - 543 if 2552 <= year < 2643 else year, month, int(named["d"]))  # Buddhist calendar
     except ValueError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Choice:
     """Selection of messages to read from an export.
 
     Attributes:
-        only: Names of the chats to read, or "chat › topic" for one topic. None for all chats.
+        only: Names of the chats to read in NFC, or "chat › topic" for one topic. None for all chats.
         forwarded: Keep forwarded messages.
         bots: Keep messages of bots.
         leave_out: Names of people to leave out.
@@ -148,9 +149,10 @@ def _noted(
     messages: Iterable[tuple[str, Message]], names: dict[str, None], choice: Choice, census: Census
 ) -> Iterator[tuple[str, Message]]:
     """Yield (conversation, message) for selected messages. Record all chats, senders and messages left out."""
-    for chat, message in messages:
+    for name, message in messages:
+        chat = unicodedata.normalize("NFC", name)  # macOS decomposes accents in file names
         names[chat] = None
-        conversation = f"{chat} › {message.thread}" if message.thread else chat
+        conversation = unicodedata.normalize("NFC", f"{chat} › {message.thread}") if message.thread else chat
         if not choice.has_chat(chat, conversation):
             continue
         census.people.add(message.sender)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _INVISIBLE = re.compile("[\x00\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")  # direction marks, BOM
@@ -41,5 +42,5 @@ def clean_text(text: str) -> str:
 
 
 def clean_name(name: str) -> str:
-    """Return a name fit to precede a colon: on one line and without colons."""
-    return " ".join(clean_text(name).replace(":", " ").split())
+    """Return a name fit to precede a colon: on one line, without colons, and in one encoding of accents (NFC)."""
+    return " ".join(clean_text(unicodedata.normalize("NFC", name)).replace(":", " ").split())

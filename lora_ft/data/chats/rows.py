@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ def _sessions(data: Data, source: str | list[str], key: str, output: ChatRows) -
     assert data.root is not None and data.chat is not None
     settings = data.chat
     left_out = frozenset(map(clean_name, settings.leave_out or ()))
-    choice = Choice(settings.only, settings.forwarded, settings.bots, left_out)
+    only = None if settings.only is None else [unicodedata.normalize("NFC", name) for name in settings.only]
+    choice = Choice(only, settings.forwarded, settings.bots, left_out)
     sessions: list[Session] = []
     people: set[str] = set()
     covered: set[Path] = set()

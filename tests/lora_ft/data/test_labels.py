@@ -13,6 +13,7 @@ import pytest
 from lora_ft.cli.tables import show_evaluation
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.examples import Example
+from lora_ft.data.labels import require_label
 from lora_ft.data.splits import load_splits, with_labels
 from lora_ft.evaluate import evaluate
 from lora_ft.export_onnx import export_onnx
@@ -143,6 +144,12 @@ def test_target_that_is_not_a_label_is_refused_with_a_suggestion(make_task: Make
         LoraFtError, match=r"test\.jsonl:1: 'zzz' is not among the task's labels; use one of 'blue green'"
     ):
         load_splits(with_labels(task))
+
+
+def test_labels_that_look_alike_are_shown_by_their_codes() -> None:
+    with pytest.raises(LoraFtError, match=r"'cafe\\u0301' is not among") as caught:
+        require_label("cafe\u0301", ["caf\u00e9", "tea"], "rows.csv:2")
+    assert caught.value.remedy == "did you mean 'caf\\xe9'?"
 
 
 @pytest.mark.parametrize(

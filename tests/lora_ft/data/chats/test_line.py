@@ -34,6 +34,7 @@ def texts(path: Path) -> list[str]:
         ("[LINE] 與Garden的聊天記錄", "2023/11/20（一）", ("上午09:00", "下午09:30")),
         ("[LINE] Garden님과의 대화", "2023.11.20 월요일", ("오전 9:00", "오후 9:30")),
         ("[LINE] ประวัติการแชทกับ Garden", "2023/11/20 จันทร์", ("09:00", "21:30")),
+        ("[LINE] ประวัติการแชทกับ Garden", "2566/11/20 จันทร์", ("09:00", "21:30")),
     ],
 )
 def test_languages_and_clocks(tmp_path: Path, title: str, date: str, times: tuple[str, str]) -> None:

@@ -141,6 +141,18 @@ def test_forwards_bots_and_named_people_are_left_out(
     assert [row.target[-1] for row in rows] == list(excluded[1:])
 
 
+def test_names_match_however_their_accents_are_encoded(chat_task: Callable[..., Task], tmp_path: Path) -> None:
+    people, chat = ["Ana", "Jose\u0301", "Ben"], "Caf\u00e9"
+    file = tmp_path / "task-tiny" / "result.json"
+    messages = [
+        {"id": i, "type": "message", "date_unixtime": str(i), "from": people[i % 3], "text": f"text {i}"}
+        for i in range(9)
+    ]
+    file.write_text(json.dumps({"name": chat, "messages": messages}))
+    rows = load_splits(chat_task({"leave_out": ["Jos\u00e9"], "only": ["Cafe\u0301"]})).train
+    assert {row.row["sender"] for row in rows} == {"Ana", "Ben"}
+
+
 def test_unknown_name_in_leave_out_is_refused(chat_task: Callable[..., Task]) -> None:
     with pytest.raises(
         UsageError, match=r"data\.chat\.leave_out has names that are not in these chats: Bot; spell names as"

@@ -27,6 +27,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Delimiter of each ending."""
 _TRIED = ",;\t|"
 _SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+_RULE = re.compile(r"[ :]*-+[ :]*|")  # of sqlcmd, and of Markdown
 _QUOTED = re.compile(r'(?:(?<=[\t\r\n])|\A)"(?:[^"\\]++|""|\\"|\\)*"(?=[\t\r\n]|\Z)')
 _BACKSLASHED = re.compile(r"\\(.?)", re.DOTALL)
 
@@ -103,6 +104,9 @@ class _Reader:
             return
         # A header with a blank after each delimiter means that records have them too, also before quotes.
         self._blanks = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+        # So does a quote after a blank, since programs would quote a cell that has a quote inside.
+        edge = re.escape(delimiter)
+        self._blanks = self._blanks or (quotes and re.search(rf'{edge} +"(?![{edge}"\r\n])', text) is not None)
 
     def records(self) -> Iterator[Record]:
         """Yield the records that have cells; raise csv.Error with the line and the reason."""
@@ -178,10 +182,12 @@ def _rows(content: Content, reader: _Reader) -> Iterator[Located]:
         for line, cells in records:
             if len(cells) != len(names):
                 raise _ragged(f"{content.file}:{line}", len(cells), len(names))
-            if len(cells) > 1 and cells == header[1]:
+            if len(cells) > 1 and [cells[0].removeprefix("\ufeff"), *cells[1:]] == header[1]:
                 raise LoraFtError(
                     f"{content.file}:{line} repeats the header", "remove it, or name the files that were joined"
                 )
+            if line == header[0] + 1 and "---" in "".join(cells) and all(map(_RULE.fullmatch, cells)):
+                raise LoraFtError(f"{content.file}:{line} is a rule under the header", "remove it")
             yield f"{content.file}:{line}", {name: cell for name, cell in zip(names, cells, strict=True) if name}
     except csv.Error as error:
         line, reason = error.args

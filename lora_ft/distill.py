@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.data.row_lines import row_line
 from lora_ft.models.loading import load
-from lora_ft.models.model import Input, Model
+from lora_ft.models.model import Input, Model, listed_rows
 from lora_ft.runs.run import working_folder
 
 RECORD, ROWS = "distill.json", "rows.jsonl"
@@ -65,7 +65,7 @@ class Distilled:
 
 def distill(
     teacher: Model | str | os.PathLike[str],
-    rows: Sequence[Input],
+    rows: Input | Iterable[Input],
     out: str | os.PathLike[str],
     *,
     options: Mapping[str, Any] | None = None,
@@ -99,6 +99,7 @@ def distill(
     progress = progress or Silent()
     if model.notice:
         progress.note(model.notice)
+    rows = listed_rows(rows)
     columns = [_row(model, row) for row in rows]
     if not columns:
         raise UsageError("there are no rows to distill", "pass at least one")

@@ -31,7 +31,7 @@ from lora_ft.models.loading import load
 from lora_ft.models.model import Model
 from lora_ft.publishing.model_card import refresh_card
 from lora_ft.reports.run_report import write_run_report
-from lora_ft.runs.run import PREDICTIONS, SCORES, Run
+from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, Run
 from lora_ft.tasks.files import as_task, read_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
@@ -158,7 +158,7 @@ def evaluate(
         task: Task whose rows and settings are used. Default: the model's own.
         adapter: Adapter of a bank to score. Default: the base of the bank.
         base: Base to load instead of the one that a run or an adapter names.
-        overrides: Keys to change in the task of a bank's adapter, as in `load_task`.
+        overrides: Keys to change in the task, as in `load_task`. A `Task` is changed before it is passed instead.
         split: Split of the task. Default: test, or validation for a task without test rows.
         limit: Maximum number of rows.
         baseline: Also score the untouched base on the same rows.
@@ -173,7 +173,9 @@ def evaluate(
     answers = None if predictions is None else Path(predictions)
     if answers is not None:
         refuse_file(answers, "--predictions")
-    requested = None if task is None else as_task(task)
+    if overrides and task is None and adapter is None:
+        task = _own_task(name, overrides)
+    requested = None if task is None else as_task(task, overrides)
     progress.stage("loading")
     model = load(name, adapter=adapter, base=base, task=requested)
     if model.notice:
@@ -238,6 +240,14 @@ def _default_split(task: Task, progress: Progress) -> SplitName:
     return split
 
 
+def _own_task(name: str, overrides: Sequence[str]) -> str:
+    """Return a model's own task file, to which overrides apply."""
+    file = Path(name) / TASK
+    if not file.is_file():
+        raise UsageError(f"--set {overrides[0]} needs a task, but {name} has none", "add --task TASK")
+    return str(file)
+
+
 def _stored_task(model: Model, overrides: Sequence[str]) -> Task:
     """Return the task that a bank stores with an adapter."""
     more = "name an adapter, or " if model.adapters and model.adapter is None else ""
@@ -283,6 +293,8 @@ class _Answered:
 
 
 def _evaluate(model: Model, task: Task, request: _Request, progress: Progress) -> Evaluation:
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"limit is not positive (got {request.limit})", "raise it, or leave it out for all rows")
     task = with_labels(task)
     splits = load_splits(task, [request.split])
     examples = require(splits, request.split, task)[: request.limit]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lora_ft.core.progress import Progress
@@ -15,7 +15,7 @@ from lora_ft.models.model import Input, Model, listed_rows
 
 def generate(
     model: Model | str | os.PathLike[str],
-    rows: Input | Sequence[Input],
+    rows: Input | Iterable[Input],
     options: Mapping[str, Any] | None = None,
     *,
     raw: bool = False,
@@ -41,7 +41,7 @@ def generate(
 
 def answers(
     model: Model | str | os.PathLike[str],
-    rows: Input | Sequence[Input],
+    rows: Input | Iterable[Input],
     options: Mapping[str, Any] | None = None,
     *,
     raw: bool = False,
@@ -54,7 +54,7 @@ def answers(
 
 def stream(
     model: Model | str | os.PathLike[str],
-    rows: Input | Sequence[Input],
+    rows: Input | Iterable[Input],
     options: Mapping[str, Any] | None = None,
     *,
     raw: bool = False,
@@ -67,7 +67,7 @@ def stream(
     yield from _loaded(model).stream(rows, raw=raw, **(options or {}))
 
 
-def new_seed(model: Model, options: Mapping[str, Any], rows: Input | Sequence[Input] = ()) -> int | None:
+def new_seed(model: Model, options: Mapping[str, Any], rows: Input | Iterable[Input] = ()) -> int | None:
     """Return a new seed if answers would be sampled without one, so that it can be reported; else None.
 
     Args:

@@ -57,7 +57,6 @@ def evaluate(
     from lora_ft.evaluate import evaluate as score
     from lora_ft.evaluate import evaluate_bank
     from lora_ft.export.runtime.manifest import is_bank
-    from lora_ft.tasks.files import load_task
 
     options: dict[str, Any] = {
         "split": split.value if split else None,
@@ -72,24 +71,11 @@ def evaluate(
             scores = evaluate_bank(model, overrides=set_, progress=screen, **options)
         show(scores, show_bank_evaluation, as_json=as_json)
         return int(bool(scores.failed))
-    options |= {"adapter": adapter, "base": base, "overrides": set_, "predictions": predictions}
-    if task or (set_ and not adapter):
-        options["task"] = load_task(task or _own_task(model, set_), set_)
+    options |= {"task": task, "adapter": adapter, "base": base, "overrides": set_, "predictions": predictions}
     with Screen(quiet=quiet) as screen:
         evaluation = score(model, progress=screen, **options)
     show(evaluation, show_evaluation, as_json=as_json)
     return 0
-
-
-def _own_task(model: str, overrides: list[str]) -> str:
-    """Return the model's own task file, to which --set applies."""
-    from lora_ft.core.errors import UsageError
-    from lora_ft.runs.run import TASK
-
-    file = Path(model) / TASK
-    if not file.is_file():
-        raise UsageError(f"--set {overrides[0]} needs a task, but {model} has none", "add --task TASK")
-    return str(file)
 
 
 def compare(

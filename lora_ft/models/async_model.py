@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,11 +84,14 @@ class AsyncModel:
     ) -> None:
         self.generator, self.name = generator, generator.folder.resolve().name
         self.model: Model = bundle_model(self.name, generator)
-        limits = Limits(max_rows or MAX_ROWS, memory or min(_POOL, allowed_memory() // 4))
+        limits = Limits(
+            MAX_ROWS if max_rows is None else max_rows,
+            min(_POOL, allowed_memory() // 4) if memory is None else memory,
+        )
         self._generations: dict[Job, Generation] = {}
         self._undelivered: list[tuple[Generation, Event]] = []
         self._due = 0.0  # time from which tokens are handed over again
-        self._engine = Engine(self.generator, self._deliver, limits, max_queue or MAX_QUEUE)
+        self._engine = Engine(self.generator, self._deliver, limits, MAX_QUEUE if max_queue is None else max_queue)
 
     @classmethod
     def load(
@@ -127,13 +130,13 @@ class AsyncModel:
         return self._engine.failure
 
     async def generate(
-        self, rows: Input | Sequence[Input], *, raw: bool = False, adapter: str | None = None, **options: Any
+        self, rows: Input | Iterable[Input], *, raw: bool = False, adapter: str | None = None, **options: Any
     ) -> list[str]:
         """Return one answer for each row; arguments and errors as for `start`."""
         return [answer.text for answer in await self.answers(rows, raw=raw, adapter=adapter, **options)]
 
     async def answers(
-        self, rows: Input | Sequence[Input], *, raw: bool = False, adapter: str | None = None, **options: Any
+        self, rows: Input | Iterable[Input], *, raw: bool = False, adapter: str | None = None, **options: Any
     ) -> list[Answer]:
         """Return the answers of `generate` with their numbers of tokens and what was cut.
 
@@ -233,10 +236,11 @@ class AsyncModel:
 
     def _prompted(self, row: Input, raw: bool, adapter: str | None) -> tuple[str | None, str, Any]:
         """Return adapter, finished prompt and task settings of a row."""
+        rows = listed_rows([row])
         if adapter is None and not self.model.adapter:
-            adapter = next(iter(self.model.adapters_of([row])), None)
+            adapter = next(iter(self.model.adapters_of(rows)), None)
         model = self.model if adapter is None else self.model.with_adapter(adapter)
-        (prompt,) = model.prompts([row], raw=raw)
+        (prompt,) = model.prompts(rows, raw=raw)
         return model.adapter, prompt, self.generator.of(model.adapter)
 
     def cancel(self, job: Job) -> None:

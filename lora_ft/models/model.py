@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.prompt import Prompt
 from lora_ft.core.tokenizer import whole
 from lora_ft.models.backends import BATCH_SIZE, Answer, Backend
+from lora_ft.tasks.rows import rows_in_memory
 
 if TYPE_CHECKING:
     from lora_ft.tasks.schema import Task
 
 Input = str | Mapping[str, Any]  # a text, or a row with the columns of the prompt
+_INPUT = "pass a text, a dict with the columns of the prompt, or a list of them"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Model:
 
     def generate(
         self,
-        rows: Input | Sequence[Input],
+        rows: Input | Iterable[Input],
         *,
         raw: bool = False,
         batch_size: int = BATCH_SIZE,
@@ -102,7 +104,7 @@ class Model:
 
     def answers(
         self,
-        rows: Input | Sequence[Input],
+        rows: Input | Iterable[Input],
         *,
         raw: bool = False,
         batch_size: int = BATCH_SIZE,
@@ -126,7 +128,7 @@ class Model:
             progress.note(f"{cut:,} of {len(answers):,} prompts exceeded the model's source length and were truncated")
         return answers
 
-    def stream(self, rows: Input | Sequence[Input], *, raw: bool = False, **options: Any) -> Iterator[str]:
+    def stream(self, rows: Input | Iterable[Input], *, raw: bool = False, **options: Any) -> Iterator[str]:
         """Yield pieces of text as they are generated, and a newline after each row.
 
         For the arguments, see `generate`.
@@ -181,9 +183,28 @@ class Model:
         return cleaned
 
 
-def listed_rows(rows: Input | Sequence[Input]) -> Sequence[Input]:
-    """Return rows as a sequence. A single text or row becomes a sequence of one."""
-    return [rows] if isinstance(rows, str | Mapping) else rows
+def listed_rows(rows: Input | Iterable[Input]) -> list[Input]:
+    """Return texts and rows as a list: one text or row, an iterable of them, a `datasets.Dataset` or a pandas frame.
+
+    Raises:
+        UsageError: The value, or an item of it, is neither text nor a row.
+    """
+    if isinstance(rows, str | Mapping):
+        return [rows]
+    if hasattr(rows, "columns"):  # a pandas frame, which iterates over the names of its columns
+        try:
+            frame = rows_in_memory(rows, "rows")
+        except ValueError as error:
+            raise UsageError(*str(error).split("; ")) from error
+        if frame is not None or getattr(rows, "empty", False):
+            return list(frame.rows) if frame else []
+    if hasattr(rows, "columns") or not isinstance(rows, Iterable):
+        raise UsageError(f"the input is neither text nor rows (got {type(rows).__name__})", _INPUT)
+    items = list(rows)
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, str | Mapping):
+            raise UsageError(f"item {number} of the input is neither text nor row (got {type(item).__name__})", _INPUT)
+    return items
 
 
 def not_a_bank(name: str) -> UsageError:

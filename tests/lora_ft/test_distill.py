@@ -100,6 +100,13 @@ def test_a_killed_job_continues_with_the_same_targets(
     assert not (tmp_path / "out.unfinished").exists()
 
 
+def test_rows_are_any_iterable(tiny_run: Run, tmp_path: Path) -> None:
+    result, same = (distill(tiny_run.folder, rows, tmp_path / type(rows).__name__) for rows in (ROWS, iter(ROWS)))
+    assert result.file.read_text() == same.file.read_text()
+    text = lines(result.file)[0]["text"]
+    assert distill(tiny_run.folder, text, tmp_path / "text").rows == 1
+
+
 def test_outputs_and_rows_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no rows to distill"):
         distill(tiny_run, [], tmp_path / "out")

@@ -72,6 +72,20 @@ def test_limit_and_split_select_the_rows(run: Run) -> None:
     assert len((run.folder / "predictions-validation.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_below_one_is_refused(run: Run, limit: int) -> None:
+    """A negative one would leave out the last rows."""
+    with pytest.raises(UsageError, match=f"limit is not positive .got {limit}"):
+        evaluate(str(run.folder), limit=limit)
+
+
+def test_overrides_change_the_task_of_a_run(run: Run, tiny_base: Path) -> None:
+    result = evaluate(str(run.folder), overrides=["evaluate.metrics=[chrf]", "evaluate.metric=chrf"], limit=2)
+    assert list(result.scores) == ["chrf"]
+    with pytest.raises(UsageError, match=r"evaluate\.metric=chrf needs a task"):
+        evaluate(str(tiny_base), overrides=["evaluate.metric=chrf"])
+
+
 def test_validation_rows_are_scored_by_default_only_without_test_rows(
     make_task: Callable[..., Path], tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

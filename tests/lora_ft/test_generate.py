@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from transformers import T5ForConditionalGeneration
 
 from lora_ft.cli import run as lora_ft
@@ -42,6 +46,32 @@ def test_a_run_fills_its_prompt_with_texts_and_rows(model: Model) -> None:
     assert generate(model, [{"text": "abc", "other": 1}], {}) == text
     assert generate(model, ["say: abc"], {}, raw=True) == text
     assert generate(model, ["abc"], {}, raw=True) != text
+
+
+def test_rows_are_any_iterable_of_texts_and_rows(model: Model) -> None:
+    expected = generate(model, ["abc", "de"], {})
+    rows = [{"text": "abc"}, {"text": "de"}]
+    for several in (tuple(rows), iter(rows), np.array(["abc", "de"]), pd.DataFrame(rows), Dataset.from_list(rows)):
+        assert generate(model, several, {}) == expected
+    assert generate(model, pd.DataFrame({"text": []}), {}) == generate(model, [], {}) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "the input is neither text nor rows (got NoneType)"),
+        (5, "the input is neither text nor rows (got int)"),
+        (pa.table({"text": ["abc"]}), "the input is neither text nor rows (got Table)"),
+        (b"abc", "item 1 of the input is neither text nor row (got int)"),
+        (["abc", None], "item 2 of the input is neither text nor row (got NoneType)"),
+        ([["abc"]], "item 1 of the input is neither text nor row (got list)"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "the frame has two columns named 'text'"),
+    ],
+    ids=repr,
+)
+def test_other_values_are_refused(model: Model, rows: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        generate(model, rows, {})
 
 
 def test_half_a_character_is_replaced_without_changing_other_rows(model: Model) -> None:

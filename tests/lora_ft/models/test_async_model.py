@@ -199,6 +199,24 @@ def test_errors_are_raised_at_once(bundle: Path) -> None:
     serving(bundle, use)
 
 
+@pytest.mark.parametrize("limit", ["max_rows", "memory", "max_queue"])
+def test_a_limit_of_zero_is_refused(bundle: Path, limit: str) -> None:
+    with pytest.raises(UsageError, match=r"is not positive \(got 0\)"):
+        AsyncModel.load(bundle, **{limit: 0})
+
+
+def test_rows_of_other_types_are_refused(bundle: Path) -> None:
+    async def ask() -> None:
+        model = AsyncModel.load(bundle)
+        try:
+            await model.generate([None])
+        finally:
+            await model.close()
+
+    with pytest.raises(UsageError, match="item 1 of the input is neither text nor row"):
+        asyncio.run(ask())
+
+
 def test_a_checkpoint_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="is not a bundle"):
         AsyncModel.load(checkpoint)

@@ -204,11 +204,11 @@ class _Torch:
         import torch
 
         torch.manual_seed(0)
-        limits: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": least}
-        if self._compiled:
-            limits = self._in_static_cache(new, room)
+        limits = self._in_static_cache(new, room) if self._compiled else {"max_new_tokens": new}
         with torch.inference_mode():
-            tokens = self._model.generate(**self._inputs(ids, mask), **limits, **_options(decoding))
+            tokens = self._model.generate(
+                **self._inputs(ids, mask), **limits, min_new_tokens=least, **_options(decoding)
+            )
         return np.asarray(tokens[:, 1:].cpu())
 
     def encode(self, ids: np.ndarray, mask: np.ndarray) -> Any:
@@ -237,7 +237,6 @@ class _Torch:
         config._compile_all_devices = True  # by default, transformers compiles for GPUs only
         return {
             "max_new_tokens": room,
-            "min_new_tokens": room,
             "stopping_criteria": [Enough()],
             "cache_implementation": "static",
             "compile_config": config,

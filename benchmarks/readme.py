@@ -87,7 +87,7 @@ def engines(results: dict[str, Any]) -> str:
         change = quality.difference if quality else None
         lines.append(
             (
-                engine.name,
+                f"{engine.name} (failed)" if engine.error else engine.name,
                 f"{engine.megabytes:.0f}",
                 f"{quality.score.value:.1f}" if quality else "",
                 f"{change.value:+.1f} [{change.low:+.1f}, {change.high:+.1f}]" if change else "",

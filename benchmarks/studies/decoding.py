@@ -1,4 +1,4 @@
-"""Compare ways of decoding on the test rows of trained runs: scores, answer length and time.
+"""Compare ways of decoding on the test rows of trained runs: scores and length of answers.
 
     python -m benchmarks.studies.decoding RUN... [--limit 500] [--out FOLDER] [--json FILE]
 
@@ -60,7 +60,6 @@ def measure(run: Run, out: Path, progress: Progress, *, limit: int | None = None
             "score": plain(contender.scores[comparison.by]),
             "difference": plain_fields(difference) if difference else None,
             "tokens": evaluation.model.mean_tokens,
-            "rows_per_second": evaluation.model.samples_per_second,
         }
     return {"metric": comparison.by, "rows": len(comparison.prompts), "ways": ways}
 
@@ -70,7 +69,6 @@ def tables(results: dict[str, Any]) -> str:
     lines = []
     for name, figures in results["tasks"].items():
         for number, (way, figure) in enumerate(figures["ways"].items()):
-            times = figures["ways"]["greedy"]["rows_per_second"] / figure["rows_per_second"]
             lines.append(
                 (
                     "" if number else f"{name} ({figures['rows']} rows, {figures['metric']})",
@@ -78,10 +76,9 @@ def tables(results: dict[str, Any]) -> str:
                     interval(figure["score"]),
                     interval(figure["difference"]["estimate"], sign="+") if figure["difference"] else "",
                     f"{figure['tokens']:.0f}",
-                    f"{figure['rows_per_second']:.1f} ({times:.1f})",
                 )
             )
-    columns = ["task", "decoding", "score", "difference from greedy, paired", "tokens", "rows/s (times greedy's time)"]
+    columns = ["task", "decoding", "score", "difference from greedy, paired", "tokens"]
     return table(columns, lines)
 
 

@@ -71,5 +71,18 @@ def _sample(scores: np.ndarray, options: Options, rng: np.random.Generator) -> t
         before = np.cumsum(probabilities, axis=1) - probabilities
         rows = np.arange(len(scores))[:, None]
         scores[rows, order] = np.where(before < options.top_p, scores[rows, order], -np.inf)
-    place = (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)  # Gumbel-max: a draw from the softmax
+    place = _draw(scores, rng)
     return place, log_softmax(scores)[np.arange(len(place)), place] if options.output_scores else _NONE
+
+
+def _draw(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a place of each row [b, k] from its softmax.
+
+    One random number for each row finds the place in its cumulative sums. A random number for each token (Gumbel-max)
+    takes longer than the step of a small model. Row by row, everything stays in the processor's cache.
+    """
+    places = np.empty(len(scores), np.int64)
+    for i, (row, drawn) in enumerate(zip(scores, rng.random(len(scores)), strict=True)):
+        sums = np.cumsum(np.exp(row - row.max()))
+        places[i] = sums.searchsorted(min(drawn * sums[-1], np.nextafter(sums[-1], 0)), side="right")
+    return places

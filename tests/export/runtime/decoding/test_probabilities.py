@@ -21,10 +21,11 @@ from transformers import (
 from lora_ft.core.generation_options import Options
 from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.export.runtime.decoding.calls import Likeliest
-from lora_ft.export.runtime.decoding.sampling import _next
+from lora_ft.export.runtime.decoding.sampling import _draw, _next
 from lora_ft.export.runtime.processors import processors
 
 START, VOCABULARY = 0, 24
+DRAWS = 200
 
 
 class Steady:
@@ -51,26 +52,29 @@ class Steady:
         return np.take_along_axis(logits, order, axis=1), order
 
 
-class Favoring:
-    """Random numbers by which the candidate at one place is drawn wherever it may be."""
+class Fixed:
+    """A source of random numbers that returns the same number for every row."""
 
-    def __init__(self, place: int) -> None:
-        self._place = place
+    def __init__(self, number: float) -> None:
+        self._number = number
 
-    def gumbel(self, size: tuple[int, int]) -> np.ndarray:
-        return np.where(np.arange(size[1]) == self._place, 1e9, 0.0) + np.zeros(size)
+    def random(self, size: int) -> np.ndarray:
+        return np.full(size, self._number)
 
 
-def ours(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
-    """The probability [b, vocabulary] of each token."""
-    edits, probabilities = processors(options, special), np.zeros_like(logits, np.float64)
-    candidates = min(options.top_k or VOCABULARY, VOCABULARY)
-    model = Steady(logits)
-    for place in range(candidates):
-        rng: Any = Favoring(place)
+def ours(
+    logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens
+) -> tuple[np.ndarray, np.ndarray]:
+    """The share of evenly spaced numbers that draw each token [b, vocabulary]; its probability, NaN if none does."""
+    edits, shares = processors(options, special), np.zeros_like(logits, np.float64)
+    probabilities = np.full_like(shares, np.nan)
+    model, rows = Steady(logits), np.arange(len(logits))
+    for number in (np.arange(DRAWS) + 0.5) / DRAWS:
+        rng: Any = Fixed(number)
         drawn, scores = model.answer(_next(tokens, options, edits, rng))
-        probabilities[np.arange(len(drawn)), drawn] = np.exp(scores)
-    return probabilities
+        shares[rows, drawn] += 1 / DRAWS
+        probabilities[rows, drawn] = np.exp(scores)
+    return shares, probabilities
 
 
 def theirs(logits: np.ndarray, tokens: np.ndarray, options: Options, special: SpecialTokens) -> np.ndarray:
@@ -134,4 +138,16 @@ def test_probabilities_are_transformers(
     )
     special = SpecialTokens(START, tuple(ends), 0)
     expected = theirs(logits, tokens, options, special)
-    np.testing.assert_allclose(ours(logits, tokens, options, special), expected, rtol=1e-3, atol=1e-6)
+    shares, probabilities = ours(logits, tokens, options, special)
+    np.testing.assert_allclose(shares, expected, atol=1 / DRAWS)  # an interval has one number more or less
+    np.testing.assert_allclose(probabilities, np.where(shares > 0, expected, np.nan), rtol=1e-3, atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32))
+def test_extreme_numbers_draw_tokens_that_are_possible(possible: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).normal(0, 3, (2, possible))
+    impossible = np.full((2, 5), -np.inf)
+    padded = np.concatenate([impossible, scores, impossible], axis=1)
+    for number in (0.0, np.nextafter(1, 0)):
+        source: Any = Fixed(number)
+        assert np.isfinite(padded[[0, 1], _draw(padded, source)]).all()

@@ -72,7 +72,7 @@ class Known:
 
     def _next(self, answer: list[int], tokens: list[int]) -> int:
         length = len(tokens) - 1
-        assert length < self._limit + (self.rows[-1] > 1)  # a row that has ended may stay among others
+        assert length < self._limit or self.rows[-1] > 1  # a row that has ended may stay among others for some calls
         return answer[length] if length < len(answer) and tokens == [START, *answer[:length]] else WRONG
 
     def select_source(self, source: Source, rows: np.ndarray) -> Source:

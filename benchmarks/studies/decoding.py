@@ -14,7 +14,6 @@ import typer
 
 from benchmarks.command import run_command
 from lora_ft.compare import compare
-from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
 from lora_ft.core.plain import plain, plain_fields
 from lora_ft.core.progress import Progress
@@ -89,13 +88,10 @@ def _main(
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows of each task.")] = None,
 ) -> None:
     """Measure the runs and print the table."""
-    try:
-        with Screen() as screen:
-            tasks = {}
-            for run in map(Run, runs):
-                tasks[run.task.name] = measure(run, out, screen, limit=limit)
-    except LoraFtError as error:
-        raise SystemExit(f"error: {error}") from error
+    with Screen() as screen:
+        tasks = {}
+        for run in map(Run, runs):
+            tasks[run.task.name] = measure(run, out, screen, limit=limit)
     results = {"version": VERSION, "environment": environment(), "precision": _PRECISION, "tasks": tasks}
     write_json(json_file, results)
     print(tables(results))

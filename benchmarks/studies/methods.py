@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.core.files import folder_size, read_json, write_json
 from lora_ft.core.progress import Progress
 from lora_ft.data.splits import load_splits
@@ -128,11 +128,8 @@ def _main(
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task for all methods.")] = [],  # noqa: B006
 ) -> None:
     """Measure all methods that have no figures yet, and print a table."""
-    try:
-        with Screen() as screen:
-            measure(task, [f"data.root={data}", *set_], out, json_file, only, screen)
-    except LoraFtError as error:
-        raise SystemExit(f"error: {error}") from error
+    with Screen() as screen:
+        measure(task, [f"data.root={data}", *set_], out, json_file, only, screen)
     figures = read_json(json_file)
     rows = table("method", "rouge1", "rougeLsum", "trained", "MB", "samples/s", "s")
     for name, method in figures["methods"].items():

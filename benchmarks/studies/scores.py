@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json, write_json, write_text
 from lora_ft.core.hardware import cores
 from lora_ft.core.progress import Progress
@@ -222,11 +222,8 @@ def _main(
     tried: Annotated[int | None, typer.Option(help="Number of runs that were tried for each task.")] = None,
 ) -> None:
     """Measure all tasks that have no figures yet, and write the page."""
-    try:
-        with Screen() as screen:
-            measure(data, TASK_FILES, out, json_file, only, screen, tried=tried)
-    except LoraFtError as error:
-        raise SystemExit(f"error: {error}") from error
+    with Screen() as screen:
+        measure(data, TASK_FILES, out, json_file, only, screen, tried=tried)
     if json_file == RESULTS:
         PAGE.parent.mkdir(exist_ok=True)
         write_text(PAGE, page(read_json(RESULTS)))

@@ -166,11 +166,8 @@ def _main(
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task for all trials.")] = [],  # noqa: B006
 ) -> None:
     """Measure both, and print the table."""
-    try:
-        with Screen() as screen:
-            figures = measure(load_task(task, [f"data.root={data}", *set_]), SPACE, out, screen)
-    except LoraFtError as error:
-        raise SystemExit(f"error: {error}") from error
+    with Screen() as screen:
+        figures = measure(load_task(task, [f"data.root={data}", *set_]), SPACE, out, screen)
     write_json(json_file, figures)
     print(tables(figures))
 

@@ -19,7 +19,6 @@ from benchmarks.command import run_command
 from lora_ft.bench.run import bench
 from lora_ft.bench.suite import Suite
 from lora_ft.compare import compare
-from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import write_json
 from lora_ft.core.plain import plain, plain_fields
 from lora_ft.core.progress import Progress
@@ -143,11 +142,8 @@ def _main(
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the students' task.")] = [],  # noqa: B006
 ) -> None:
     """Measure the students and print the table."""
-    try:
-        with Screen() as screen:
-            figures = measure(Run(run), decoder_layers, set_, out, screen)
-    except LoraFtError as error:
-        raise SystemExit(f"error: {error}") from error
+    with Screen() as screen:
+        figures = measure(Run(run), decoder_layers, set_, out, screen)
     write_json(json_file, figures)
     print(tables(figures))
 

@@ -86,6 +86,11 @@ def shortest(value: float | None) -> float | None:
     return None if value is None else float(str(np.float32(value)))
 
 
+def short_floats(features: Mapping[str, Any]) -> list[str]:
+    """Return the names of the columns of 32-bit floats, from the features of a `datasets.Dataset`."""
+    return [name for name, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
+
+
 def names_of(row: Mapping[str, Any]) -> str:
     """Return the column names of a row for an error, with the keys of objects in parentheses."""
     names = []

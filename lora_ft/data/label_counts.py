@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from lora_ft.data.labels import normal_form
 from lora_ft.data.splits import Splits
 from lora_ft.tasks.schema import SPLITS, Task
 
@@ -35,7 +35,7 @@ def label_warnings(task: Task, counts: Mapping[str, Mapping[str, int]]) -> list[
             )
     spellings: dict[str, list[str]] = {}
     for label in counts:
-        spellings.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+        spellings.setdefault(normal_form(label).casefold(), []).append(label)
     warnings += [
         f"the labels {_listed(sorted(alike))} differ only in case, blanks or encoding; spell them alike if they are one"
         for alike in spellings.values()

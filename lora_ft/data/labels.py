@@ -47,12 +47,13 @@ def require_label(text: str, labels: Sequence[str], where: str) -> None:
     if text.strip() in labels:
         return
     near = difflib.get_close_matches(text.strip(), labels, n=1, cutoff=0.5)
-    is_same = bool(near) and _normal(near[0]) == _normal(text.strip())
+    is_same = bool(near) and normal_form(near[0]) == normal_form(text.strip())
     form = ascii if is_same else repr  # labels that look alike are shown by their codes
     several = ", ".join(map(repr, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     remedy = f"did you mean {form(near[0])}?" if near else f"use one of {several}"
     raise LoraFtError(f"{where}: {form(text)} is not among the task's labels", remedy)
 
 
-def _normal(text: str) -> str:
+def normal_form(text: str) -> str:
+    """Return a label without differences of blanks and encoding, which nobody sees."""
     return " ".join(unicodedata.normalize("NFKC", text).split())

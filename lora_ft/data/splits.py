@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_ft.core.columns import shortest
+from lora_ft.core.columns import short_floats, shortest
 from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
 from lora_ft.core.hub import require_hub
 from lora_ft.data.chats.rows import ChatRows, read_chat_rows
@@ -186,7 +186,7 @@ def _read_hub(data: Data, split: str, key: str) -> list[Located]:
         rows = datasets.load_dataset(data.hub, data.config, split=split, revision=data.revision)
     except Exception as error:  # the library raises many types of errors
         raise UsageError(f"{key}: cannot load {data.hub} ({first_line(error)})") from error
-    short = [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) == "float32"]
+    short = short_floats(rows.features)
     return [
         (f"{data.hub} {split}[{i}]", {**row, **{name: shortest(row[name]) for name in short}})
         for i, row in enumerate(rows)

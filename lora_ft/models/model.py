@@ -195,7 +195,8 @@ def listed_rows(rows: Input | Iterable[Input]) -> list[Input]:
         try:
             frame = rows_in_memory(rows, "rows")
         except ValueError as error:
-            raise UsageError(*str(error).split("; ")) from error
+            problem, _, remedy = str(error).rpartition("; ")
+            raise UsageError(problem, remedy) from error
         if frame is not None or getattr(rows, "empty", False):
             return list(frame.rows) if frame else []
     if hasattr(rows, "columns") or not isinstance(rows, Iterable):

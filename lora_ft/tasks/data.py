@@ -116,9 +116,8 @@ class Data(Section):
     @field_validator("delimiter", mode="before")
     @classmethod
     def _tab(cls, value: Any) -> Any:
-        return (
-            "\t" if value == r"\t" else value
-        )  # YAML reads an unquoted \t, or one in single quotes, as two characters
+        # YAML reads an unquoted \t, or one in single quotes, as two characters.
+        return "\t" if value == r"\t" else value
 
     @field_validator("delimiter")
     @classmethod

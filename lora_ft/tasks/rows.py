@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.columns import shortest
+from lora_ft.core.columns import short_floats, shortest
 
 FOLDER = "data"  # inside a run
 
@@ -68,7 +68,7 @@ def rows_in_memory(value: Any, split: str) -> RowsInMemory | None:
         short = [name for name in value.columns if str(value[name].dtype) == "float32"]
         value = value.to_dict("records")
     elif isinstance(features := getattr(value, "features", None), Mapping):  # a datasets.Dataset
-        short = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
+        short = short_floats(features)
     if not isinstance(value, Iterable):
         return None
     rows = list(value)

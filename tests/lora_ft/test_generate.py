@@ -66,6 +66,7 @@ def test_rows_are_any_iterable_of_texts_and_rows(model: Model) -> None:
         (["abc", None], "item 2 of the input is neither text nor row (got NoneType)"),
         ([["abc"]], "item 1 of the input is neither text nor row (got list)"),
         (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "the frame has two columns named 'text'"),
+        (pd.DataFrame([["a", "b"]], columns=["a; b", "a; b"]), "the frame has two columns named 'a; b'"),
     ],
     ids=repr,
 )

@@ -151,9 +151,8 @@ _GROUP_UNSPACED = re.compile(
 _FEWEST_WORDS = 4  # minimum words of a sentence
 _STANDARD_FILE = re.compile(r"(?:IMG|VID|AUD|PTT|STK|DOC)-\d+-WA\d+\.\w+ \([^()\n]+\)")
 _NAMED_FILE = re.compile(r"[^\n]{1,250}\.\w{1,5} \(([^()\n]{3,60})\)")
-_OMITTED_MEDIA = re.compile(
-    r"<(?=[^<>]{0,80}(?: |[^\x00-\x7f]))[^\W\d_][^<>\n=/\"]{2,80}>"
-)  # <Media omitted>, not <html>
+# <Media omitted>, not <html>
+_OMITTED_MEDIA = re.compile(r"<(?=[^<>]{0,80}(?: |[^\x00-\x7f]))[^\W\d_][^<>\n=/\"]{2,80}>")
 _PLACEHOLDER = re.compile(r"<[^\W\d_][^<>\n]{2,80}>")
 # iOS puts a mark before its own words in every language. People's texts have one before a pasted number or link.
 _STARTS_MARKED = re.compile(

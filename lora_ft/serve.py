@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ft.core.errors import UsageError
-from lora_ft.export.runtime.manifest import is_bundle
+from lora_ft.export.runtime.manifest import is_bundle, not_a_bundle
 
 if TYPE_CHECKING:
     from lora_ft.serving.process import ServerSettings
@@ -75,7 +75,7 @@ def named_bundles(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, Path
         if not equals or is_bundle(Path(argument)):
             name, folder = Path(argument).resolve().name, argument
         if not is_bundle(Path(folder)):
-            raise UsageError(f"{folder} is not a bundle", "give a folder that `lora-ft export` wrote")
+            raise not_a_bundle(Path(folder))
         if not name or "/" in name:
             raise UsageError(f"the name of {folder} is unusable (got {name!r})", "give NAME=FOLDER without slashes")
         if name in bundles:

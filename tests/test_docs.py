@@ -67,12 +67,30 @@ def parameters(words: list[str]) -> tuple[Any, list[str]]:
     return command, words
 
 
+def names_of(command: Any) -> set[str]:
+    """Return the names of a command's options."""
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_commands_are_known(page: Path) -> None:
     for words in commands(text_of(page), "console", "sh"):
         command, remaining = parameters(words)
-        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert {word.split("=")[0] for word in remaining if word.startswith("--")} <= options, words
+        options = {word.split("=")[0] for word in remaining if word.startswith("--")}
+        assert options <= names_of(command), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_options_in_sentences_are_known(page: Path) -> None:
+    known = {option for command in leaves(typer.main.get_command(app)) for option in names_of(command)}
+    for code in re.findall(r"`((?:lora-ft |--)[^`\n]*)`", text_of(page)):
+        if not code.startswith("--profile"):  # an option of docker compose
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)) <= known, code
+
+
+def leaves(command: Any) -> list[Any]:
+    """Return a command and all commands below it."""
+    return [command, *(leaf for inner in getattr(command, "commands", {}).values() for leaf in leaves(inner))]
 
 
 def test_every_verb_is_shown() -> None:

@@ -16,9 +16,8 @@ from lora_ft.export.layouts import optimum, single
 from lora_ft.export.onnx.model_parts import ModelParts
 from lora_ft.export.parity import Reference, identical_rows
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.manifest import describe
+from lora_ft.export.runtime.manifest import LAYOUT_RECORD, describe
 
-RECORD = "lora-ft.json"  # human-readable record of the export and its checks
 _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 _OURS = ("prompt_lookup", "seed", "mbr", "utility", SCHEMA)  # settings that no other consumer knows
 
@@ -127,4 +126,4 @@ def record_layout(folder: Path, record: Mapping[str, Any]) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = {**record, "files": {str(path.relative_to(folder)): describe(path) for path in files}}
-    (folder / RECORD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / LAYOUT_RECORD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from lora_ft.core.errors import LoraFtError, UsageError, sound_content
+from lora_ft.core.errors import BundleError, LoraFtError, UsageError, sound_content
 from lora_ft.core.json_limits import parse_json
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime.manifest import BANK, adapter_file
@@ -136,6 +136,8 @@ class Bank:
             raise unknown_adapter(name, self.names)
         if name not in self._read:
             path = self._folder / adapter_file(name, self._entries[name]["sha256"])
+            if not path.is_file():
+                raise BundleError(f"the bundle {self._folder} lacks the file of the adapter {name!r}", "load it again")
             arrays, texts = map_tensors(path)
             actual = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
             try:

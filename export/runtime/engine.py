@@ -168,7 +168,7 @@ class Engine:
 
     def _require_running(self) -> None:
         if self._failure is not None:
-            raise LoraFtError(f"the engine has failed ({self._failure})", "load the bundle again")
+            raise LoraFtError(f"the engine has failed ({type(self._failure).__name__})", "load the bundle again")
         if self._closing:
             raise LoraFtError("the model is closed", "load it again")
         if self._process != os.getpid():

@@ -23,6 +23,7 @@ from lora_ft.export.runtime.decoding import decode, greedy, strategy
 from lora_ft.export.runtime.decoding.draft_length import controller_of
 from lora_ft.export.runtime.device_loop import DeviceLoop
 from lora_ft.export.runtime.generated import Generated
+from lora_ft.export.runtime.graph_files import PublishedFiles
 from lora_ft.export.runtime.inputs import Prompted, check_sizes, flat_seed, listed, unmasked_rows
 from lora_ft.export.runtime.kernel_choice import choose_kernels
 from lora_ft.export.runtime.manifest import ADAPTERS, DRAFTS, LABELS, PHRASES, read_adapters, read_manifest
@@ -85,7 +86,8 @@ class Generator:
         self.bank = Bank.open(folder, entries, provider) if entries is not None else None
         with_labels = provider == "cpu" and (folder / LABELS).is_file()
         label_tokens = Trie(self.settings.allowed, self.special.end).tokens if with_labels else ()
-        self.model = Model(folder, shape, threads, provider, self.bank.inputs if self.bank else {}, label_tokens)
+        files, inputs = PublishedFiles(folder, manifest.get("files")), self.bank.inputs if self.bank else {}
+        self.model = Model(files, shape, threads, provider, inputs, label_tokens)
         self.step_engine, self.encoder_engine = "graphs", "graph"
         self.device_loop: DeviceLoop | None = None
         if manifest.get(DRAFTS, {}).get("version") == PHRASES_VERSION:
@@ -119,7 +121,7 @@ class Generator:
         manifest = read_manifest(folder)
         with sound_content(folder, "export the bundle again"):
             name = choose_provider(provider, manifest["precision"])
-            generator = cls(folder, manifest, threads or allowed_cpus(), name)
+            generator = cls(folder.absolute(), manifest, threads or allowed_cpus(), name)
             model = generator.model
             if kernel:
                 chosen = choose_kernels(model, folder, manifest, generator.special, generator.bank)

@@ -1,4 +1,9 @@
-"""The graph files of a bundle: the inputs of each graph, and their check when a file is opened."""
+"""The graph files of a bundle: the inputs of each graph, and the checks when a file is opened.
+
+A graph is opened on first use, which may be hours after the bundle was loaded. By then its folder may have been moved,
+or another bundle may have taken its place. Graphs of two bundles, or a graph and the tokenizer of another, would give
+fluent nonsense. So a file that changed since is compared with the manifest again (`PublishedFiles`).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,51 @@ from typing import Any
 
 import onnxruntime as ort
 
-from lora_ft.core.errors import LoraFtError
-from lora_ft.export.runtime.manifest import ADAPTED
+from lora_ft.core.errors import BundleError, LoraFtError
+from lora_ft.core.files import file_status, sha256
+from lora_ft.export.runtime.manifest import ADAPTED, WEIGHTS
 from lora_ft.export.runtime.session import open_session
 
 MASK = "encoder_attention_mask"
+
+
+class PublishedFiles:
+    """The files of a bundle that was loaded and checked just now.
+
+    Args:
+        folder: Folder of the bundle.
+        entries: Entry of each file in the manifest. Other files are not compared.
+
+    Attributes:
+        folder: Absolute path of the folder, since a program may change its working directory.
+    """
+
+    def __init__(self, folder: Path, entries: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.folder, self._entries = folder.absolute(), entries or {}
+        self._statuses = {name: file_status(self.folder / name) for name in self._entries}
+
+    def graph(self, name: str) -> Path:
+        """Return the path of a graph, after checking that it and its weights are those of the loaded bundle.
+
+        Raises:
+            BundleError: The bundle was moved, deleted or replaced.
+        """
+        path = self.folder / f"{name}.onnx"
+        for file in (path, self.folder / WEIGHTS):
+            self._require_unchanged(file)
+        return path
+
+    def _require_unchanged(self, file: Path) -> None:
+        status = file_status(file)
+        if file.name not in self._entries or status == self._statuses[file.name]:
+            return
+        if status is None:
+            raise BundleError(f"the bundle {self.folder} was moved or deleted after it was loaded", "load it again")
+        if sha256(file) != self._entries[file.name].get("sha256"):
+            raise BundleError(
+                f"the bundle {self.folder} was replaced after it was loaded ({file.name} differs)", "load it again"
+            )
+        self._statuses[file.name] = status  # a copy of the same bundle
 
 
 def prefixed(prefix: str, names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from lora_ft.core.special_tokens import SpecialTokens
 from lora_ft.core.tokenizer import pad, ragged
 from lora_ft.export.runtime.bank import Bank
 from lora_ft.export.runtime.encoder_kernel import EncoderKernel
+from lora_ft.export.runtime.graph_files import PublishedFiles
 from lora_ft.export.runtime.kernel import StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED, PROBE
 from lora_ft.export.runtime.model import Model
@@ -55,7 +56,7 @@ class _Comparison:
         assert kernel is not None
         shape = len(self._model.cache_names) // 2, *self._model.head_shape, kernel.vocabulary
         inputs = self._bank.inputs if self._bank else {}
-        return Model(self._folder, shape, self._model.threads, inputs=inputs)
+        return Model(PublishedFiles(self._folder), shape, self._model.threads, inputs=inputs)
 
     def steps(self, precision: str) -> str:
         """Return what takes the steps. In a bank, the base and one adapter are compared: all share their graphs."""

@@ -13,6 +13,7 @@ from lora_ft.core.json_limits import parse_json
 from lora_ft.export.runtime.protobuf import fields
 
 NAME = "manifest.json"
+LAYOUT_RECORD = "lora-ft.json"  # record of an export in a layout for other programs
 FORMAT = "lora-ft bundle"
 VERSION = 5
 WEIGHTS = "weights.bin"  # the one file of external data that the graphs share
@@ -47,6 +48,20 @@ _NAME, _DIGEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), re.compile(r"[0
 def is_bundle(folder: Path) -> bool:
     """Return whether a folder has the manifest of a bundle."""
     return (folder / NAME).is_file()
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder has files of a bundle, complete or not, or of another layout."""
+    return any((folder / name).is_file() for name in (NAME, LAYOUT_RECORD, *GRAPHS))
+
+
+def not_a_bundle(folder: Path) -> UsageError:
+    """Return the error about a folder without the manifest of a bundle."""
+    if (folder / LAYOUT_RECORD).is_file():
+        return UsageError(f"{folder} is a layout for other programs, not a bundle", "export it without --layout")
+    if is_export(folder):
+        return UsageError(f"{folder} is a bundle without its {NAME}", "copy or export it again")
+    return UsageError(f"{folder} is not a bundle: it has no {NAME}", "create one with `lora-ft export`")
 
 
 def is_bank(folder: Path) -> bool:
@@ -128,7 +143,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """Return a manifest of a known format."""
     path = folder / NAME
     if not path.is_file():
-        raise UsageError(f"{folder} is not a bundle: it has no {NAME}", "create one with `lora-ft export`")
+        raise not_a_bundle(folder)
     try:
         manifest = parse_json(path.read_bytes(), path)
         kind, version, manifest["files"] = manifest["format"], manifest["version"], dict(manifest["files"])
@@ -138,10 +153,11 @@ def _read(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise LoraFtError(f"{path} is damaged ({type(error).__name__}: {error})", "export the bundle again") from error
     if kind != FORMAT or version != VERSION:
+        is_newer = isinstance(version, int) and version > VERSION
         raise UsageError(
             f"{path}: the format is not supported (got {kind!r} version {version!r}, supported: {FORMAT!r} version "
             f"{VERSION})",
-            "export the bundle again",
+            "update lora-ft, or export the bundle again with this version" if is_newer else "export the bundle again",
         )
     return dict(manifest)
 

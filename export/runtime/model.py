@@ -14,7 +14,6 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -24,7 +23,7 @@ from lora_ft.export.runtime.bank import RowAdapters
 from lora_ft.export.runtime.cache import Cache, Source, Spare, Step
 from lora_ft.export.runtime.encoder_kernel import EncoderKernel
 from lora_ft.export.runtime.forks import begin_again_in_children
-from lora_ft.export.runtime.graph_files import MASK, graph_inputs, open_graph, prefixed
+from lora_ft.export.runtime.graph_files import MASK, PublishedFiles, graph_inputs, open_graph, prefixed
 from lora_ft.export.runtime.io_binding import BoundSession, DeviceBuffer, Edit, TopK
 from lora_ft.export.runtime.kernel import KERNEL, StepKernel
 from lora_ft.export.runtime.manifest import ADAPTED
@@ -40,7 +39,7 @@ class Model:
     """The graphs of a bundle. A graph is loaded on first use, since few callers need all of them.
 
     Args:
-        folder: Folder of the bundle.
+        files: Files of the bundle.
         shape: (decoder layers, heads, d_kv, vocabulary).
         threads: Threads per call.
         provider: "cpu", or "cuda" to keep keys and values in GPU memory.
@@ -54,7 +53,7 @@ class Model:
 
     def __init__(
         self,
-        folder: Path,
+        files: PublishedFiles,
         shape: tuple[int, int, int, int],
         threads: int,
         provider: str = "cpu",
@@ -62,7 +61,7 @@ class Model:
         label_tokens: Sequence[int] = (),
     ) -> None:
         layers, self._heads, self._d_kv, self._vocabulary = shape
-        self._folder, self._threads, self._provider = folder, threads, provider
+        self._files, self._threads, self._provider = files, threads, provider
         self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}  # by graph and threads
         self._opening = threading.Lock()
         self._grown: set[str] = set()  # graphs whose last outputs were large
@@ -126,7 +125,7 @@ class Model:
         """
         if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
             raise LoraFtError(
-                f"{self._folder}: a token id is outside the vocabulary (got {ids.max()}, the model has "
+                f"{self._files.folder}: a token id is outside the vocabulary (got {ids.max()}, the model has "
                 f"{self._vocabulary:,} rows)",
                 "copy the tokenizer.json that belongs to the model, or export it again",
             )
@@ -386,7 +385,7 @@ class Model:
             with self._opening:
                 if key not in self._sessions:
                     sizes = self._heads, self._d_kv, self._head_sizes.get(name, self._vocabulary)
-                    path, inputs = self._folder / f"{name}.onnx", self._inputs[name]
+                    path, inputs = self._files.graph(name), self._inputs[name]
                     self._sessions[key] = open_graph(path, key[1], self._provider, inputs, self._names, sizes)
         return self._sessions[key]
 

@@ -199,7 +199,7 @@ def verify(
     Hashes detect damage, but not forgery, and cover neither README.md nor the manifest. --key covers all files.
     """
     from lora_ft.core.errors import UsageError
-    from lora_ft.export.runtime.manifest import is_bundle
+    from lora_ft.export.runtime.manifest import LAYOUT_RECORD, is_bundle
     from lora_ft.verify import verify as verify_bundle
 
     if adapter and against is None:
@@ -210,7 +210,7 @@ def verify(
         check_signature(bundle, key)
         if not as_json:
             say(f"{bundle}: every file is signed by the owner of {key}")
-        if not is_bundle(bundle) and (bundle / "lora-ft.json").is_file():  # other layouts than bundles cannot run here
+        if not is_bundle(bundle) and (bundle / LAYOUT_RECORD).is_file():  # other layouts than bundles cannot run here
             return
     verified, comparison = verify_bundle(bundle), None
     if against is not None:

@@ -117,6 +117,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def file_status(path: Path) -> tuple[int, int, int] | None:
+    """Return the time of change in ns, the size in bytes and the inode of a file, or None if there is none.
+
+    Two equal values tell that a file is unchanged, in microseconds and without reading it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:

@@ -15,26 +15,30 @@ if TYPE_CHECKING:  # bundles run generation without pydantic installed
 
 
 def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Return the token ids of each label, without the closing </s>."""
-    return [row[:-1] for row in tokenizer.encode_targets(labels)]
+    """Return the token ids of each label, without the closing </s>.
 
-
-def check_labels(task: Task, tokenizer: Tokenizer) -> None:
-    """Raise UsageError unless the model can write every label, with tokens that differ from every other label's.
-
-    A label must have no <unk> among its tokens, and decoding them must return the same text. Its length must not exceed
-    `lengths.target` and `generate.max_new_tokens`.
+    Raises:
+        UsageError: The labels are not texts, or a label has <unk> among its tokens, has the tokens of another label, or
+            would be decoded as another text. An answer could not be that label then.
     """
-    rows = label_tokens(task.known_labels, tokenizer)
-    limits = {"lengths.target": task.lengths.target, "generate.max_new_tokens": task.max_new_tokens}
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise UsageError(f"labels are not a list of texts (got {labels!r:.80})", "pass a list with every label")
+    rows = [row[:-1] for row in tokenizer.encode_targets(labels)]
     by_tokens: dict[tuple[int, ...], str] = {}
-    for label, row, text in zip(task.known_labels, rows, tokenizer.decode(rows), strict=True):
+    for label, row, text in zip(labels, rows, tokenizer.decode(rows), strict=True):
         if tokenizer.unknown in row:
             raise UsageError(f"the label {label!r} has characters that T5's vocabulary lacks", "spell it differently")
         if (same := by_tokens.setdefault(tuple(row), label)) != label:
             raise UsageError(f"the labels {same!r} and {label!r} have the same tokens", "rename one of the two")
         if text != label:
             raise UsageError(f"T5's tokenizer changes the label {label!r} to {text!r}", "use that spelling")
+    return rows
+
+
+def check_labels(task: Task, tokenizer: Tokenizer) -> None:
+    """Raise UsageError unless the model can write every label (`label_tokens`), within the lengths of its task."""
+    limits = {"lengths.target": task.lengths.target, "generate.max_new_tokens": task.max_new_tokens}
+    for label, row in zip(task.known_labels, label_tokens(task.known_labels, tokenizer), strict=True):
         for name, limit in limits.items():
             if len(row) + 1 > limit:
                 raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,9 @@ def named_runs(runs: Sequence[str]) -> dict[str, Run | PeftAdapter]:
     """
     adapters: dict[str, Run | PeftAdapter] = {}
     for text in runs:
-        name, _, folder = text.rpartition("=")
+        name, equals, folder = text.partition("=")
+        if not equals or Path(text).is_dir():  # a folder may have the character in its own name
+            name, folder = "", text
         run = open_adapter(folder)
         if run.task is not None and run.task.method != "lora":
             raise UsageError(

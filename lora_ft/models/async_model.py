@@ -198,22 +198,30 @@ class AsyncModel:
             raise
         return generation
 
-    async def label_scores(self, row: Input, *, raw: bool = False, adapter: str | None = None) -> dict[str, float]:
-        """Return the probability of each label of a classification, relative to the other labels.
+    async def label_scores(
+        self, row: Input, *, raw: bool = False, adapter: str | None = None, labels: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """Return the probability of each label, relative to the other labels.
+
+        Args:
+            row, raw, adapter: See `start`.
+            labels: Labels to compare. Default: those of the task.
 
         Raises:
-            UsageError: The task has no labels, or as for `start`.
+            UsageError: There are no labels, or as for `start`.
         """
         name, prompt, settings = self._prompted(row, raw, adapter)
-        if not settings.labels:
-            raise UsageError(f"{name or self.name} has no labels", "ask for an answer instead")
-        job = self._engine.prepare(prompt, {}, name, label_scores=True)
-        scores = np.zeros(len(settings.labels))
+        labels = list(dict.fromkeys(labels or settings.labels))
+        if not labels:
+            raise UsageError(f"{name or self.name} has no labels", "pass labels, or ask for an answer instead")
+        options = {"allowed": label_tokens(labels, settings.tokenizer)}
+        job = self._engine.prepare(prompt, options, name, label_scores=True)
+        scores = np.zeros(len(labels))
         async for delta in self._begin(asyncio.get_running_loop(), job, settings.tokenizer):
             if delta.scores is not None:
                 scores[delta.answer] = delta.scores[0]
         shares = np.exp(scores - scores.max())
-        return dict(zip(settings.labels, (shares / shares.sum()).tolist(), strict=True))
+        return dict(zip(labels, (shares / shares.sum()).tolist(), strict=True))
 
     def reload(self) -> list[str]:
         """Read a bank's manifest again, and return the names of its adapters.

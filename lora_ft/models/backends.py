@@ -147,7 +147,7 @@ class TorchBackend:
             torch.seed()  # torch itself starts every process with the same seed
         prompts = listed(prompts)
         rows, cut_sources = self.tokenizer.encode_sources(prompts, self.source_length)
-        answers: list[Answer] = [Answer("", 0, False)] * len(rows)
+        answers: list[list[Answer]] = [[] for _ in rows]
         finished = 0
         for batch in by_length(rows, batch_size):
             arrays = ragged([rows[i] for i in batch], self.special.pad)
@@ -157,14 +157,16 @@ class TorchBackend:
             with torch.inference_mode(), without_defaults(self.model, self.special):
                 out = self.model.generate(input_ids=ids, attention_mask=mask, **settings)
             samples = [self.special.trim(tokens) for tokens in out[:, 1:].cpu().numpy()]
-            copies = len(samples) // len(batch)  # mbr
+            copies = len(samples) // len(batch)  # mbr or num_return_sequences
             for number, i in enumerate(batch):
                 own = samples[number * copies : (number + 1) * copies]
-                best = own[chosen(own, checked.utility, self.special)]
-                answers[i] = _answer(best, self.tokenizer, self.special, cut_sources[i])
+                kept = (
+                    [own[chosen(own, checked.utility, self.special)]] if checked.mbr > 1 and checked.do_sample else own
+                )
+                answers[i] = [_answer(tokens, self.tokenizer, self.special, cut_sources[i]) for tokens in kept]
             finished += len(batch)
             on_progress(finished)
-        return answers
+        return [answer for group in answers for answer in group]
 
     def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
         raise UsageError("streaming is supported for bundles only", "export the model first")
@@ -196,9 +198,7 @@ class OnnxBackend:
         on_progress: Callable[[int], None] = lambda rows: None,
         adapters: Sequence[str | None] | None = None,
     ) -> list[Answer]:
-        settings, generator = dict(options), self.generator
-        if "labels" in settings:
-            settings["allowed"] = label_tokens(settings.pop("labels"), self.tokenizer)
+        settings, generator = self._settings(options), self.generator
         adapter = self.adapter if adapters is None else list(adapters)
         generated = generator.answer(
             prompts, **settings, adapter=adapter, batch_size=batch_size, on_progress=on_progress
@@ -214,7 +214,7 @@ class OnnxBackend:
         ]
 
     def stream(self, prompt: str, options: Mapping[str, Any], *, adapter: str | None = None) -> Iterator[str]:
-        return self.generator.stream(prompt, adapter=adapter, **options)
+        return self.generator.stream(prompt, adapter=adapter, **self._settings(options))
 
     def settings_of(self, adapter: str | None) -> Settings:
         return self.generator.of(adapter)
@@ -225,6 +225,13 @@ class OnnxBackend:
     def task_of(self, adapter: str) -> tuple[dict[str, Any], Path] | None:
         content = self.generator.manifest[ADAPTERS][adapter].get("task")
         return (content, self.generator.folder / NAME) if content else None
+
+    def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the runtime, which knows labels as tokens."""
+        settings = dict(options)
+        if "labels" in settings:
+            settings["allowed"] = label_tokens(settings.pop("labels"), self.tokenizer)
+        return settings
 
 
 def allowed_tokens(labels: Sequence[str], tokenizer: Tokenizer, end: int) -> Callable[[int, Tensor], list[int]]:

@@ -275,12 +275,13 @@ def _from_hub(name: str) -> Path:
     trouble = hub_trouble()
     if trouble:
         raise UsageError(
-            f"the base {name} is on the Hub, but {trouble}",
-            "use base 'offline', or the path of a checkpoint on this machine",
+            f"{name} is not a folder, and the Hub cannot be asked for a base of this name ({trouble})",
+            "correct the path, or use base 'offline'",
         )
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the client raises many kinds
         raise UsageError(
-            f"the base {name} cannot be downloaded ({first_line(error)})", "check its name and your access to it"
+            f"{name} is not a folder, and cannot be downloaded from the Hub ({first_line(error)})",
+            "correct the path, or check the name and your access to it",
         ) from error

@@ -10,7 +10,7 @@ from lora_ft.core.errors import UsageError
 from lora_ft.core.hardware import torch_threads
 from lora_ft.core.prompt import Prompt
 from lora_ft.export.runtime.generator import Generator
-from lora_ft.export.runtime.manifest import is_bundle
+from lora_ft.export.runtime.manifest import is_bundle, is_export, not_a_bundle
 from lora_ft.models.backends import OnnxBackend, TorchBackend
 from lora_ft.models.model import Model, not_a_bank
 
@@ -51,6 +51,8 @@ def load(
         raise not_a_bank(name)
     if provider != "auto":
         raise UsageError(f"--provider is supported for bundles only, and {name} is not a bundle", "export it first")
+    if is_export(folder):
+        raise not_a_bundle(folder)
     _require_torch(name)
     from lora_ft.models.peft_adapter import holds_adapter
 

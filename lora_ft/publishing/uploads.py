@@ -13,7 +13,6 @@ from typing import Any
 
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import read_json
-from lora_ft.export.layouts import RECORD
 from lora_ft.export.runtime import manifest
 from lora_ft.models.adapter_files import adapter_config
 from lora_ft.models.checkpoints import MERGE, TOKENIZER_FILES
@@ -53,7 +52,7 @@ def uploads(folder: Path, repo: str, *, predictions: bool = False) -> Uploads:
     """
     if manifest.is_bundle(folder):
         selection = _bundle(folder)
-    elif (folder / RECORD).is_file():
+    elif (folder / manifest.LAYOUT_RECORD).is_file():
         selection = _layout(folder)
     elif is_run(folder):
         selection = _run(folder, predictions)
@@ -129,9 +128,9 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layout(folder: Path) -> Uploads:
-    content = read_json(folder / RECORD)
+    content = read_json(folder / manifest.LAYOUT_RECORD)
     files: dict[str, Path | bytes] = {name: folder / name for name in content["files"]}
-    files[RECORD] = _json(content | {"base": base_name(content["base"])})
+    files[manifest.LAYOUT_RECORD] = _json(content | {"base": base_name(content["base"])})
     return Uploads(content["layout"], content["adapter"] or base_name(content["base"]), files)
 
 

@@ -138,7 +138,8 @@ class _Middleware:
                 self._service.keys.require(headers.get("authorization"))
                 self._service.drain.require_open()
         except RequestError as error:
-            scope["state"]["record"].code = error.code
+            record: RequestRecord = scope["state"]["record"]
+            record.refuse(error)
             await _send_error(error, scope, receive, send)
             return
         limit = self._service.limits
@@ -219,7 +220,7 @@ async def _send_error(error: RequestError, scope: Scope, receive: Receive, send:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    request.state.record.code = error.code
+    request.state.record.refuse(error)
     return _error_response(error)
 
 
@@ -244,5 +245,5 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
         code="not_found" if missing else "method_not_allowed",
         headers=error.headers,
     )
-    request.state.record.code = refused.code
+    request.state.record.refuse(refused)
     return _error_response(refused)

@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.core.errors import LoraFtError
+from lora_ft.core.files import file_status
 from lora_ft.export.runtime.manifest import NAME
 from lora_ft.serving.errors import RequestError
 from lora_ft.serving.registry import Registry, ServedModel
@@ -19,8 +20,6 @@ from lora_ft.serving.request_log import RequestLog
 
 if TYPE_CHECKING:
     from lora_ft.models.async_model import AsyncModel
-
-FileStatus = tuple[int, int, int] | None
 
 
 class BankWatch:
@@ -83,9 +82,5 @@ class BankWatch:
         return [(name, engine) for name, engine in engines if engine.generator.bank is not None]
 
 
-def _status(engine: AsyncModel) -> FileStatus:
-    try:
-        status = (engine.generator.folder / NAME).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+def _status(engine: AsyncModel) -> tuple[int, int, int] | None:
+    return file_status(engine.generator.folder / NAME)

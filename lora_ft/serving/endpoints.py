@@ -204,7 +204,9 @@ async def _with_label_scores(reply: TaskReply, rows: Sequence[RowToAnswer], pars
 
     async def scores(row: RowToAnswer) -> dict[str, float]:
         try:
-            return await row.model.engine.label_scores(row.row, raw=parsed.raw, adapter=row.model.adapter)
+            return await row.model.engine.label_scores(
+                row.row, raw=parsed.raw, adapter=row.model.adapter, labels=parsed.options.get("labels", ())
+            )
         except QueueFullError as error:
             raise rows_at_work.queue_full(error) from error
         except UsageError as error:

@@ -19,7 +19,10 @@ class RequestError(LoraFtError):
         param: Path of the field at fault, such as `rows[3]`, or None.
         code: Name of the error for programs.
         headers: Headers of the answer, such as Retry-After.
+        reason: Reason for the log, which clients do not see.
     """
+
+    reason = ""
 
     def __init__(
         self,

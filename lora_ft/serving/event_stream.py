@@ -91,7 +91,8 @@ class EventStream(Response):
                 await _send(send, b": waiting\n\n")
 
     async def _fail(self, send: Send, error: RequestError) -> None:
-        self._record.status, self._record.code = error.status, error.code
+        self._record.status = error.status
+        self._record.refuse(error)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
                 await _send(send, _event(json.dumps(error.body())), last=True)

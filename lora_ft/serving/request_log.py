@@ -56,7 +56,8 @@ class RequestLog:
             "seconds": _rounded(record.seconds),
             "finish": record.finishes,
         }
-        line |= {name: value for name, value in (("error", record.code), ("user", record.user)) if value}
+        notes = {"error": record.code, "reason": record.reason, "user": record.user}
+        line |= {name: value for name, value in notes.items() if value}
         if self.texts:
             line |= {"prompts": record.prompts, "answers": record.answers}
         self._write(line)

@@ -8,6 +8,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_ft.serving.errors import RequestError
+
 _IDS = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CLIENT_GONE = 499  # the status that nginx logs for a client that closed the connection
 
@@ -31,6 +33,7 @@ class RequestRecord:
         lengths: Number of tokens of each answer, by row and answer.
         finishes: Number of answers by finish reason.
         code: Name of the error, or "".
+        reason: Reason of a failure, for the log only.
         user: Name of the end user, as sent.
         prompts, answers: Texts, kept only if the log may show them.
     """
@@ -50,6 +53,7 @@ class RequestRecord:
     seconds: float = 0.0
     finishes: dict[str, int] = field(default_factory=dict)
     code: str = ""
+    reason: str = ""
     user: str = ""
     prompts: list[Any] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
@@ -63,6 +67,10 @@ class RequestRecord:
             self.lengths[answer] = self.lengths.get(answer, 0) + tokens
         if finish is not None:
             self.finishes[finish] = self.finishes.get(finish, 0) + 1
+
+    def refuse(self, error: RequestError) -> None:
+        """Note the error with which the request ends."""
+        self.code, self.reason = error.code, error.reason
 
     def end(self) -> None:
         """Stop the clock."""

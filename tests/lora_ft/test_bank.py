@@ -18,7 +18,7 @@ from lora_ft.bank import add, export_bank, remove
 from lora_ft.cli import run as command
 from lora_ft.compare import compare
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings
+from lora_ft.deployment.bank_adapter import PeftReference, VerificationSettings, named_runs
 from lora_ft.deployment.bank_entries import entries
 from lora_ft.evaluate import evaluate, evaluate_bank
 from lora_ft.export.runtime import Generator
@@ -236,6 +236,12 @@ def test_adapter_that_differs_from_pytorch_is_refused(
     with pytest.raises(LoraFtError, match="differ from PyTorch"):
         export_bank([str(other_run.folder)], tmp_path / "out", checks=CHECKS)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tiny_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "lr=1"
+    folder.symlink_to(tiny_run.folder)
+    assert list(named_runs([str(folder), f"b={folder}"])) == ["tiny", "b"]
 
 
 def test_names_in_a_bank_are_unique(bank: Path, tiny_run: Run) -> None:

@@ -18,6 +18,7 @@ from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import UsageError
 from lora_ft.core.progress import Silent
 from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.runtime.manifest import LAYOUT_RECORD
 from lora_ft.export_onnx import export_onnx
 from lora_ft.generate import generate, new_seed, stream
 from lora_ft.models.loading import load
@@ -138,6 +139,7 @@ def bundle(bundle_folder: Path) -> Model:
     [
         {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True},
         {"num_beams": 2, "no_repeat_ngram_size": 2, "min_new_tokens": 5},
+        {"num_beams": 3, "num_return_sequences": 2},
         {"repetition_penalty": 1.5},
         {"prompt_lookup": True},
     ],
@@ -179,6 +181,10 @@ def test_rows_without_a_prompt_are_refused(tiny_base: Path, model: Model) -> Non
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run, an adapter, a checkpoint nor a bundle"):
         load(str(tmp_path))
+    (tmp_path / LAYOUT_RECORD).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a layout for other programs"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 1_000_000}, {"max_new_tokens": 10**12}, {"temperature": -1.0}])

@@ -12,7 +12,15 @@ import pytest
 from lora_ft.core.errors import BundleError, LoraFtError, UsageError
 from lora_ft.core.files import sha256
 from lora_ft.export.runtime import Generator
-from lora_ft.export.runtime.manifest import DEVICE_STEP, FILES, SBOM, describe_files, is_bundle, read_manifest
+from lora_ft.export.runtime.manifest import (
+    DEVICE_STEP,
+    FILES,
+    LAYOUT_RECORD,
+    SBOM,
+    describe_files,
+    is_bundle,
+    read_manifest,
+)
 
 CHECKS: list[Callable[[Path], object]] = [read_manifest, Generator.load]
 both = pytest.mark.parametrize("check", CHECKS, ids=["read_manifest", "Generator.load"])
@@ -106,6 +114,9 @@ def test_a_missing_key_is_refused_by_name(bundle: Path, key: str, check: Callabl
 def test_an_unknown_version_is_refused(bundle: Path, version: object, check: Callable[[Path], object]) -> None:
     change_manifest(bundle, version=version)
     refused(check, bundle, UsageError, "manifest.json", f"version {version!r}")
+    with pytest.raises(UsageError) as caught:
+        check(bundle)
+    assert caught.value.remedy.startswith("update lora-ft" if version == 6 else "export the bundle again")
 
 
 @both
@@ -148,6 +159,14 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, check: Callable[
     assert not is_bundle(tmp_path)
     for folder in (tmp_path, tmp_path / "none"):
         refused(check, folder, UsageError, str(folder), "manifest.json")
+
+
+@both
+def test_a_layout_and_half_a_copy_are_named_as_such(bundle: Path, check: Callable[[Path], object]) -> None:
+    (bundle / "manifest.json").unlink()
+    refused(check, bundle, UsageError, "is a bundle without its manifest.json")
+    (bundle / LAYOUT_RECORD).write_text("{}")
+    refused(check, bundle, UsageError, "is a layout for other programs")
 
 
 def test_extra_files_are_ignored(bundle: Path) -> None:

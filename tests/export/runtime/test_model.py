@@ -30,7 +30,7 @@ TOKENS = np.random.default_rng(0).integers(2, VOCABULARY, (len(ROWS), 9))
 
 @pytest.fixture
 def model(published: Path) -> Model:
-    return Model(published, SHAPE, 1)
+    return Model(graph_files.PublishedFiles(published), SHAPE, 1)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_a_graph_is_loaded_on_first_use(published: Path, monkeypatch: pytest.Mon
         return real(path, threads, provider, **options)
 
     monkeypatch.setattr(graph_files, "open_session", watched)
-    model = Model(published, SHAPE, 1)
+    model = Model(graph_files.PublishedFiles(published), SHAPE, 1)
     assert opened == []
 
     def asked(call: Callable[[], object]) -> list[tuple[str, int]]:

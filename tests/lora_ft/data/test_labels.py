@@ -146,6 +146,26 @@ def test_target_that_is_not_a_label_is_refused_with_a_suggestion(make_task: Make
         load_splits(with_labels(task))
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("red", "labels are not a list of texts"),
+        (["red", 5], "labels are not a list of texts"),
+        (["é", "ü"], "characters that T5's vocabulary lacks"),
+        (["red", "red ", "blue"], "have the same tokens|changes the label"),
+    ],
+)
+def test_labels_of_a_call_that_no_answer_can_be_are_refused(run: Run, bundle: Path, labels: Any, message: str) -> None:
+    for model in (load(str(run.folder)), load(str(bundle))):
+        with pytest.raises(UsageError, match=message):
+            model.generate(["abc"], labels=labels)
+
+
+def test_labels_of_a_call_hold_in_a_stream(bundle: Path) -> None:
+    model = load(str(bundle))
+    assert "".join(model.stream(["abc"], labels=["yes"])) == "yes\n"
+
+
 def test_labels_that_look_alike_are_shown_by_their_codes() -> None:
     with pytest.raises(LoraFtError, match=r"'cafe\\u0301' is not among") as caught:
         require_label("cafe\u0301", ["caf\u00e9", "tea"], "rows.csv:2")

@@ -283,5 +283,7 @@ def test_labels_have_probabilities(checkpoint: Path, tmp_path: Path) -> None:
         assert abs(sum(scores.values()) - 1) < 1e-9
         several = await asyncio.gather(*(model.label_scores(text) for text in TEXTS[:5]))
         assert several[0] == scores
+        two = await model.label_scores(TEXTS[0], labels=["cd", "e", "cd"])
+        assert list(two) == ["cd", "e"] and abs(two["cd"] / two["e"] - scores["cd"] / scores["e"]) < 1e-6
 
     serving(tmp_path / "labels", use)

@@ -87,11 +87,12 @@ def test_invalid_hub_name_is_refused() -> None:
         find_base("two words")
 
 
-def test_hub_name_without_a_hub_suggests_offline_or_a_path() -> None:
+def test_a_name_is_not_said_to_be_on_a_hub_that_cannot_be_asked() -> None:
     with pytest.raises(UsageError) as caught:
         find_base("nobody/has-this-base")
-    assert caught.value.message == "the base nobody/has-this-base is on the Hub, but HF_HUB_OFFLINE is set"
-    assert "base 'offline'" in caught.value.remedy and "path of a checkpoint" in caught.value.remedy
+    assert caught.value.message.startswith("nobody/has-this-base is not a folder, and the Hub cannot be asked")
+    assert "HF_HUB_OFFLINE is set" in caught.value.message
+    assert caught.value.remedy == "correct the path, or use base 'offline'"
 
 
 class Hub:
@@ -129,7 +130,9 @@ def test_error_of_the_hub_about_an_unknown_base_is_shown(tiny_base: Path, monkey
     hub = Hub(tiny_base, cached=False, error=ValueError("404 Client Error.\nlong advice"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     monkeypatch.setattr("lora_ft.models.bases.hub_trouble", lambda: None)
-    with pytest.raises(UsageError, match=r"someone/base cannot be downloaded \(404 Client Error\.\); check its name"):
+    with pytest.raises(
+        UsageError, match=r"someone/base is not a folder, and .* \(404 Client Error\.\); correct the path"
+    ):
         find_base("someone/base")
 
 

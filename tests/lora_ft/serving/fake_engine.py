@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,10 +106,13 @@ class FakeEngine:
         self.running.add(generation)
         return generation
 
-    async def label_scores(self, row: Any, *, raw: bool = False, adapter: str | None = None) -> dict[str, float]:
-        if not self._labels:
+    async def label_scores(
+        self, row: Any, *, raw: bool = False, adapter: str | None = None, labels: Sequence[str] = ()
+    ) -> dict[str, float]:
+        labels = labels or self._labels
+        if not labels:
             raise UsageError(f"{self.name} has no labels", "ask for an answer instead")
-        return {label: 1 / len(self._labels) for label in self._labels}
+        return {label: 1 / len(labels) for label in labels}
 
     def _settings(self, adapter: str | None) -> Settings:
         if adapter not in self._templates:

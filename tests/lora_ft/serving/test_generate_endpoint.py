@@ -59,6 +59,8 @@ def test_probabilities_of_labels(tmp_path: Path) -> None:
     with serving({"kind": FakeEngine(tmp_path / "kind", labels=("yes", "no"))}) as running:
         reply = running.post("/v1/generate", model="kind", rows=["a", "b"], label_scores=True).json()
         assert reply["label_scores"] == [{"yes": 0.5, "no": 0.5}] * 2
+        own = running.post("/v1/generate", model="kind", rows=["a"], label_scores=True, labels=["up", "down"]).json()
+        assert own["label_scores"] == [{"up": 0.5, "down": 0.5}] and own["answers"][0]["text"] == "up"
         entry = running.get("/v1/models/kind").json()
         assert entry["task"]["labels"] == ["yes", "no"]
 

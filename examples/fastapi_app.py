@@ -32,15 +32,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
+def refusal(error: lora_ft.LoraFtError) -> HTTPException:
+    """Return the answer to a request that the model refused."""
+    if isinstance(error, lora_ft.QueueFullError):
+        return HTTPException(429, str(error), {"Retry-After": f"{error.retry_after:.0f}"})
+    if isinstance(error, lora_ft.UsageError):  # the row does not fit the prompt
+        return HTTPException(422, str(error))
+    return HTTPException(503, str(error))
+
+
 @app.post("/answer")
 async def answer(row: dict[str, Any], request: Request) -> dict[str, str]:
     """Answer a row: a JSON object with the columns of the task's prompt."""
     try:
         (text,) = await request.app.state.model.generate(row)
-    except lora_ft.UsageError as error:  # the row does not fit the prompt
-        raise HTTPException(422, str(error)) from error
-    except lora_ft.QueueFullError as error:
-        raise HTTPException(429, str(error), {"Retry-After": f"{error.retry_after:.0f}"}) from error
+    except lora_ft.LoraFtError as error:
+        raise refusal(error) from error
     return {"answer": text}
 
 
@@ -49,8 +56,8 @@ async def stream(row: dict[str, Any], request: Request) -> StreamingResponse:
     """Answer a row piece by piece, as text."""
     try:
         generation = request.app.state.model.start(row)
-    except lora_ft.UsageError as error:
-        raise HTTPException(422, str(error)) from error
+    except lora_ft.LoraFtError as error:
+        raise refusal(error) from error
 
     async def pieces() -> AsyncIterator[str]:
         try:

@@ -16,7 +16,7 @@ import lora_ft
 def main(bundle: str) -> None:
     """Load a bundle once, then answer every line."""
     model = lora_ft.load(bundle)
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:  # bytes, so that a line that is not UTF-8 does not end the loop
         try:
             answer = {"answer": model.generate([json.loads(line)])[0]}
         except (ValueError, lora_ft.LoraFtError) as error:  # one malformed request must not end the service

@@ -42,11 +42,12 @@ def test_example_trains_and_answers(
 def test_service_answers_each_line_and_survives_a_malformed_one(
     published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO('not JSON\n{"text": "abc"}\n'))
+    lines = b'not JSON\n\xff{}\n{"text": "abc"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     run_script("serve_lines", str(published), monkeypatch=monkeypatch)
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert "error" in first
-    assert set(second) <= {"answer", "error"}
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "error" in first and "error" in second
+    assert set(third) <= {"answer", "error"}
 
 
 def test_fastapi_app_answers_streams_and_refuses(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,10 @@ def test_fastapi_app_answers_streams_and_refuses(published: Path, monkeypatch: p
             refusal = client.post(path, json={"other": "abc"})
             assert refusal.status_code == 422
             assert "lacks the column" in refusal.json()["detail"]
+        monkeypatch.setattr(app.state.model._engine, "max_queue", 0)
+        for path in ("/answer", "/stream"):
+            refusal = client.post(path, json={"text": "abc"})
+            assert refusal.status_code == 429 and int(refusal.headers["retry-after"]) >= 1
 
 
 @pytest.mark.slow

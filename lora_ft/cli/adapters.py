@@ -176,8 +176,16 @@ def rm(
         if not is_terminal(sys.stdin):
             raise UsageError("stdin is not a terminal, so deletion cannot be confirmed", "pass --yes")
         names = printable(", ".join(map(str, runs)))
-        if input(f"delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _confirmed(f"delete {names}? [y/N] "):
             say("nothing was deleted")
             return 1
     say(f"{remove_runs(runs) / 1e6:.1f} MB freed")
     return 0
+
+
+def _confirmed(question: str) -> bool:
+    """Return True if the user types yes; Ctrl-D is a no."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

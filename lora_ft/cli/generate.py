@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +91,7 @@ def generate(
 
     Texts and rows fill the model's own prompt. With --json, rows and their outputs are printed as a list.
     """
-    from lora_ft.cli.rows import read_inputs, write_outputs
+    from lora_ft.cli.rows import OUTPUT, read_inputs, write_outputs
     from lora_ft.core.errors import UsageError
     from lora_ft.core.output_paths import refuse_file
     from lora_ft.generate import answers as generate_answers
@@ -106,6 +106,8 @@ def generate(
         refuse_file(out, "--out", inputs=[source] if source else [], overwrite=overwrite)
     rows = read_inputs(text or [], source)
     with Screen(quiet=quiet) as screen:
+        if (out or as_json) and any(isinstance(row, Mapping) and OUTPUT in row for row in rows):
+            screen.note(f"the rows have a column '{OUTPUT}': the answers are written in its place")
         opened = load(model, provider=provider, adapter=adapter, base=base)
         if opened.notice:
             screen.note(opened.notice)

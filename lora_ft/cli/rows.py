@@ -18,6 +18,7 @@ from lora_ft.data.row_lines import row_line
 
 Input = str | Mapping[str, Any]
 _COLUMNS = 80
+OUTPUT = "output"  # column of the answers in a written file
 
 
 def read_inputs(texts: Sequence[str], source: Path | None) -> list[Input]:
@@ -67,7 +68,7 @@ def write_outputs(
         columns = [{"input": row} if isinstance(row, str) else dict(row) for row in rows]
         marks = [{"source_cut": True} if is_cut else {} for is_cut in cut or [False] * len(rows)]
         lines = [
-            row_line({**row, "output": text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)
+            row_line({**row, OUTPUT: text, **mark}) for row, text, mark in zip(columns, answers, marks, strict=True)
         ]
         if output is not None:
             write_text(output, "\n".join(lines) + "\n")
@@ -76,7 +77,13 @@ def write_outputs(
         return
     width = wrap or (_COLUMNS if is_terminal(sys.stdout) else None)
     for text in answers:
-        answer(textwrap.fill(text, width, break_long_words=False) if width else text)
+        answer(_wrapped(text, width) if width else text)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return an answer with long lines wrapped; its own lines and their indentation stay."""
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, replace_whitespace=False, expand_tabs=False)
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
 
 def _lines(source: Path) -> list[Input]:

@@ -46,6 +46,8 @@ def stdin_lines() -> Iterator[str]:
         if not line:
             return
         number += 1
+        if number == 1:
+            line = line.removeprefix("\ufeff")  # a byte order mark, as editors on Windows write it
         if any("\ud800" <= character <= "\udfff" for character in line):
             raise _not_text(number, stream)
         yield line.removesuffix("\n")

@@ -286,7 +286,9 @@ def _scores(facts: Facts) -> str:
             *(f"Note: {escaped(without_paths(warning))}.\n" for warning in entry["warnings"]),
         ]
     if metrics["best_metric"] is None:
-        parts.append("Trained without validation rows.\n")
+        rows = metrics["rows"]["validation"]
+        reason = "validation rows" if not rows else "a validation score: none was a number, so the last weights stayed"
+        parts.append(f"Trained without {reason}.\n")
     else:
         parts.append(
             f"Best {facts.task.train.metric_for_best_model} on {metrics['rows']['validation']:,} validation rows: "

@@ -59,7 +59,7 @@ def run_metrics(
         "precision": plan.precision.name,
         "compiled": plan.compile,
         "train_loss": _last_loss(trainer.state.log_history),
-        "best_metric": trainer.state.best_metric,
+        "best_metric": finite_score(trainer.state.best_metric),
         "best_step": trainer.state.best_global_step,
         "evaluations": [{k: v for k, v in e.items() if k == "step" or k.startswith("eval_")} for e in evaluations],
         "speed": {
@@ -74,6 +74,11 @@ def run_metrics(
         "versions": {name: version(name) for name in ("lora-ft", "torch", "transformers", "peft")}
         | {"python": platform.python_version()},
     }
+
+
+def finite_score(score: float | None) -> float | None:
+    """Return the score of the best checkpoint, or None if no validation was a number: transformers keeps infinity."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _percentiles(tokens: Sequence[int]) -> list[int]:

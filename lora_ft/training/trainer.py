@@ -328,6 +328,10 @@ class ProgressReporter(TrainerCallback):
         shown = [f"{name} {metrics[f'eval_{name}']:.3g}" for name in names if f"eval_{name}" in metrics]
         self._score = f"  eval {' '.join(shown)}"
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
+        if not math.isfinite((metrics or {}).get(f"eval_{best_metric}", 0.0)):
+            self._progress.note(
+                f"warning: the validation {best_metric} is not a number, so it chooses no checkpoint"
+            )
         self._mark = (time.perf_counter(), state.global_step, self._positions())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -52,8 +53,9 @@ def test_rm_deletes_runs_only_and_asks_first(folder: Path, capsys: Capture, monk
     assert lora_ft(["adapters", "rm", str(folder / "first")]) == 2
     assert "pass --yes" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    assert lora_ft(["adapters", "rm", str(folder / "first")]) == 1
+    for refusal in ("n", EOFError):  # Ctrl-D
+        monkeypatch.setattr("builtins.input", Mock(side_effect=[refusal]))
+        assert lora_ft(["adapters", "rm", str(folder / "first")]) == 1
     assert (folder / "first").is_dir()
     monkeypatch.setattr("builtins.input", lambda question: "y")
     assert lora_ft(["adapters", "rm", str(folder / "first")]) == 0

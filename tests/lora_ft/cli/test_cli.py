@@ -70,6 +70,14 @@ def test_rows_of_a_file_become_jsonl_with_their_outputs(tiny_run: Run, tmp_path:
     assert [row["id"] for row in rows] == ["1", "2"]
 
 
+def test_a_column_that_the_answers_replace_is_named(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "abc", "output": "mine"}\n')
+    assert lora_ft(["generate", str(tiny_run.folder), "--input", str(tmp_path / "rows.jsonl"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)[0]["output"] != "mine"
+    assert "the rows have a column 'output'" in shown.err
+
+
 def test_lines_of_stdin_are_answered_on_stdout(tiny_run: Run) -> None:
     command = [sys.executable, "-m", "lora_ft", "generate", str(tiny_run.folder)]
     process = subprocess.run(command, input="abc\n\ndef\n", capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import math
 import os
@@ -50,3 +51,13 @@ def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         with pytest.raises(UsageError, match="is a FIFO, not a file"):
             read_inputs([], tmp_path / name)
+
+
+def test_lines_of_an_answer_stay_lines_when_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    write_outputs(["x"], ["def f(a):\n    return a\n\nsome words that are longer"], None, wrap=16)
+    assert capsys.readouterr().out == "def f(a):\n    return a\n\nsome words that\nare longer\n"
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa b\nc\ufeff\n"))
+    assert read_inputs([], None) == ["a b", "c\ufeff"]

@@ -217,6 +217,8 @@ def test_card_without_validation_rows_has_no_score(task: Task) -> None:
     unscored = metrics(best_metric=None, best_step=None, rows={"train": 9, "validation": 0})
     card = run_card(Facts(task, unscored))
     assert "Trained without validation rows." in card and "Best" not in card and "model-index" not in metadata(card)
+    unscored = metrics(best_metric=None, best_step=None)
+    assert "none was a number" in run_card(Facts(task, unscored))
 
 
 def test_card_of_the_offline_base_has_its_notice(make_task: MakeTask) -> None:

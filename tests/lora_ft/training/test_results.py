@@ -1,0 +1,33 @@
+"""The measurements of a run whose validation is not a number."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from lora_ft.core.progress import Silent
+from lora_ft.training.results import finite_score
+from lora_ft.training.trainer import ProgressReporter
+
+
+@pytest.mark.parametrize(("score", "expected"), [(1.5, 1.5), (None, None), (math.inf, None), (-math.inf, None)])
+def test_the_best_of_no_score_is_none(score: float | None, expected: float | None) -> None:
+    assert finite_score(score) == expected
+
+
+def test_a_validation_that_is_not_a_number_is_warned_of() -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    reporter = ProgressReporter(Notes(), lambda: (0, 0), lambda entry: None)
+    arguments: Any = SimpleNamespace(metric_for_best_model="loss")
+    for loss in (0.5, math.nan):
+        reporter.on_evaluate(arguments, TrainerState(), TrainerControl(), {"eval_loss": loss})
+    assert [note.startswith("warning") for note in notes] == [False, False, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import re
 import shutil
@@ -91,6 +93,38 @@ def test_options_in_sentences_are_known(page: Path) -> None:
 def leaves(command: Any) -> list[Any]:
     """Return a command and all commands below it."""
     return [command, *(leaf for inner in getattr(command, "commands", {}).values() for leaf in leaves(inner))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_code_imports_what_it_uses(page: Path) -> None:
+    for language in ("python", "py"):
+        for block in blocks(text_of(page), language):
+            assert undefined(block) == set(), block
+
+
+def undefined(code: str) -> set[str]:
+    """Return the names that code reads and that nothing in it defines."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    defined = {name.id for name in names if not isinstance(name.ctx, ast.Load)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+    return read - defined - set(dir(builtins))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_to_headings(page: Path) -> None:
+    for name, anchor in re.findall(r"\]\(([^)\s#:]*)#([^)\s]+)\)", text_of(page)):
+        target = (ROOT / page).parent / name if name else ROOT / page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+        assert anchor in slugs, f"{name}#{anchor}"
 
 
 def test_every_verb_is_shown() -> None:

@@ -34,7 +34,7 @@ from lora_ft.deployment.torch_reference import (
 from lora_ft.export.bundle.assemble import BundleMetadata
 from lora_ft.export.bundle.publish import Selection, take_last, write_bundle
 from lora_ft.export.bundle.source import ExportSource
-from lora_ft.export.layouts import LAYOUTS, RECORD, differences, unsupported
+from lora_ft.export.layouts import LAYOUTS, differences, unsupported
 from lora_ft.export.parity import Report, compare
 from lora_ft.export.precision import FP32, candidates, parse
 from lora_ft.export.runtime import Generator, manifest
@@ -173,7 +173,7 @@ def export_onnx(
             overwrite=overwrite,
             progress=progress.stage,
         )
-        record = read_json(out / (manifest.NAME if layout == "bundle" else RECORD))
+        record = read_json(out / (manifest.NAME if layout == "bundle" else manifest.LAYOUT_RECORD))
         write_text(out / CARD, bundle_card(facts, record, layout))
     table = judge.table if judge else ()
     return Exported(out, str(published.precision), published.report, folder_size(out), table, max_drop)

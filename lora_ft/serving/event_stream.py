@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from lora_ft.core.errors import LoraFtError
 from lora_ft.serving.answers import engine_failure
 from lora_ft.serving.body import ClientGone
-from lora_ft.serving.errors import RequestError
+from lora_ft.serving.errors import RequestError, internal_error
 from lora_ft.serving.request_record import CLIENT_GONE, RequestRecord
 from lora_ft.serving.waiting import unless_gone
 
@@ -68,6 +68,9 @@ class EventStream(Response):
             await self._fail(send, error)
         except LoraFtError as error:
             await self._fail(send, engine_failure(error))
+        except Exception:  # it is logged by the caller
+            await self._fail(send, internal_error())
+            raise
         finally:
             self._release()
 

@@ -329,9 +329,7 @@ class ProgressReporter(TrainerCallback):
         self._score = f"  eval {' '.join(shown)}"
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
         if not math.isfinite((metrics or {}).get(f"eval_{best_metric}", 0.0)):
-            self._progress.note(
-                f"warning: the validation {best_metric} is not a number, so it chooses no checkpoint"
-            )
+            self._progress.note(f"warning: the validation {best_metric} is not a number, so it chooses no checkpoint")
         self._mark = (time.perf_counter(), state.global_step, self._positions())
 
 

@@ -14,8 +14,8 @@ from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import sha256
 from lora_ft.export.bundle.provenance import Provenance, Score
 from lora_ft.export.bundle.sbom import write_sbom
-from lora_ft.export.layouts import LAYOUTS, RECORD
-from lora_ft.export.runtime.manifest import NAME, SBOM, read_manifest
+from lora_ft.export.layouts import LAYOUTS
+from lora_ft.export.runtime.manifest import LAYOUT_RECORD, NAME, SBOM, read_manifest
 from tests.export.oracle import make_bundle
 
 KNOWN = Provenance(
@@ -45,7 +45,7 @@ def test_an_exported_model_has_a_valid_bill_of_every_file(checkpoint: Path, tmp_
     bill = bill_of(out)
     assert problems(bill) is None
     files = {component["name"]: component["hashes"] for component in bill["components"] if component["type"] == "file"}
-    record = NAME if layout == "bundle" else RECORD
+    record = NAME if layout == "bundle" else LAYOUT_RECORD
     paths = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files.keys() == paths - {SBOM, record}
     assert all(hashes == [{"alg": "SHA-256", "content": sha256(out / name)}] for name, hashes in files.items())

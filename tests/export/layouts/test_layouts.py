@@ -16,6 +16,7 @@ from lora_ft.export import layouts
 from lora_ft.export.layouts.optimum import NAMES
 from lora_ft.export.layouts.single import greedy_feed
 from lora_ft.export.precision import parse
+from lora_ft.export.runtime.manifest import LAYOUT_RECORD
 from tests.export.oracle import END, PAD, make_bundle, redraw, torch_greedy, torch_logits, torch_model
 from tests.tiny import save_tiny_t5
 
@@ -30,10 +31,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_layout_passes_its_own_check(checkpoint: Path, tmp_path: Path, layout: str, precision: str) -> None:
     """Publishing runs every graph of the layout and compares it with the bundle."""
     make_bundle(checkpoint, tmp_path / "out", layout=layout, precisions=[parse(precision)])
-    record = json.loads((tmp_path / "out" / layouts.RECORD).read_text())
+    record = json.loads((tmp_path / "out" / LAYOUT_RECORD).read_text())
     assert (record["layout"], record["precision"]) == (layout, precision)
     files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert files == record["files"].keys() | {layouts.RECORD}
+    assert files == record["files"].keys() | {LAYOUT_RECORD}
     assert all(sha256(tmp_path / "out" / name) == entry["sha256"] for name, entry in record["files"].items())
 
 

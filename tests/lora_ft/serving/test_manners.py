@@ -165,6 +165,22 @@ def test_an_unexpected_error_is_a_500_without_its_text(server: Running, engine: 
     assert any(line["event"] == "failure" and line["error"] == "ValueError" for line in server.lines())
 
 
+def test_an_unexpected_error_is_the_last_event_of_a_stream(server: Running, engine: FakeEngine) -> None:
+    async def fail() -> httpx.Response:
+        engine.paused = True
+        async with httpx.AsyncClient() as client:
+            task = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=BODY | {"stream": True}))
+            while not engine.running:
+                await asyncio.sleep(0.005)
+            next(iter(engine.running)).error = ValueError("secret text")
+            return await task
+
+    response = asyncio.run(fail())
+    assert json.loads(response.text.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert server.line_of(response)["status"] == 500
+    assert "secret" not in response.text + server.log.getvalue()
+
+
 def test_a_drain_refuses_newcomers_and_finishes_the_others(server: Running, engine: FakeEngine) -> None:
     async def drain() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
         engine.paused = True

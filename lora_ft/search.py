@@ -86,15 +86,15 @@ def search(
     minutes: float | None = None,
     finalists: int = 2,
     seeds: int = 2,
-    group_size: int = 8,
+    group_size: int = 12,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search the values of a task's keys in one adapter group, and return the winner's run.
 
-    Trials train together on one base. At 1/9 and 1/3 of its steps, a trial pauses; the best third of those that arrived
-    there continues, and new trials take the places of the others. The best finished trials are repeated with further
+    Trials train together on one base. At 1/16 and 1/4 of its steps, a trial pauses; the best quarter of those that
+    arrived there continues, and new trials take the places of the others. The best trials are repeated with further
     seeds. Of these, the smallest adapter that is not significantly worse than the best on validation rows wins.
 
     Args:

@@ -27,7 +27,7 @@ def search(
     ] = None,
     finalists: Annotated[int, typer.Option(min=1, help="Finished trials to repeat and compare.")] = 2,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each finalist.")] = 2,
-    group_size: Annotated[int, typer.Option(min=1, help="Maximum trials in one pass; fewer if memory is short.")] = 8,
+    group_size: Annotated[int, typer.Option(min=1, help="Maximum trials in one pass; fewer if memory is short.")] = 12,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished search exactly.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,

@@ -17,6 +17,7 @@ from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group import AdapterGroup
 from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
+from lora_ft.multi_lora.resume_point import Pause
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.runs.group_record import GROUPS_FOLDER
@@ -40,7 +41,7 @@ class GroupJob:
         out: Folder of the runs.
         run: Identifier of the training, which snapshots carry.
         resumed: Names of tasks that continue from the resume points in their working folders.
-        pauses: Steps after which tasks leave with a resume point, by name. Other tasks train to their ends.
+        pauses: Pauses of tasks that leave with a resume point, by name. Other tasks train to their ends.
     """
 
     number: int
@@ -49,7 +50,7 @@ class GroupJob:
     out: Path
     run: str = ""
     resumed: frozenset[str] = frozenset()
-    pauses: Mapping[str, int] = field(default_factory=dict)
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:

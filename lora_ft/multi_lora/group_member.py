@@ -23,14 +23,14 @@ from lora_ft.data.batching import collate, count_positions
 from lora_ft.multi_lora.batched_linear import PerAdapterDropout
 from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.multi_lora.peft_adapter import Adapter
-from lora_ft.multi_lora.resume_point import AdapterState, parameter_groups, read_resume_point, write_resume_point
+from lora_ft.multi_lora.resume_point import AdapterState, Pause, parameter_groups, read_resume_point, write_resume_point
 from lora_ft.multi_lora.stacked_adamw import AdamWStep
-from lora_ft.runs.run import ADAPTER, METRICS, WEIGHTS
+from lora_ft.runs.run import ADAPTER, LOG, METRICS, WEIGHTS
 from lora_ft.tasks.schema import Task
 from lora_ft.training.encoder_states import EncoderStates
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
-from lora_ft.training.results import hardware_name, run_metrics
+from lora_ft.training.results import append_entry, hardware_name, run_metrics
 from lora_ft.training.resume_keeper import ValidationStopped
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.setup import trainer_around
@@ -58,28 +58,22 @@ class MemberTrainer:
         adapter: Names, shapes and scales of its weights.
         model: Base model with the layers of the group.
         out: Folder of the run once it is finished.
-        pause_at: Step after which the member leaves with a resume point. None trains to the end of the plan.
+        pause: Where the member leaves with a resume point. None trains to the end of the plan.
     """
 
     def __init__(
-        self,
-        data: PreparedData,
-        plan: Plan,
-        adapter: Adapter,
-        model: Any,
-        out: Path,
-        pause_at: int | None = None,
+        self, data: PreparedData, plan: Plan, adapter: Adapter, model: Any, out: Path, pause: Pause | None = None
     ) -> None:
         self.task, self.plan, self.adapter, self.folder = data.task, plan, adapter, RunFolder.in_group(out)
         self.name, self.working = self.task.name, self.folder.working
-        self._data, self._pause_at = data, pause_at
+        self._data, self._pause = data, pause
         self.folder.record(data, plan)
         self.trainer, self._reporter = trainer_around(model, data, plan, self.working, Silent())
         self.resumed, self.settled, self.due, self.failure = 0, True, False, ""
         self.states: EncoderStates | None = None
         self._order: list[int] = []
         self._loss, self._norm, self._rate = 0.0, 0.0, 0.0  # the loss is a sum since the last log
-        self._logged = 0
+        self._logged, self._validated = 0, 0  # steps
         # Each member has its own generator, which draws in the same order as training alone; see `_draw`.
         self.generator = torch.Generator(device=model.device).manual_seed(self.task.train.seed)
         self._groups = parameter_groups(self.trainer, list(adapter.shapes), self.task.lora.loraplus_lr_ratio)
@@ -97,13 +91,13 @@ class MemberTrainer:
     @property
     def paused(self) -> bool:
         """True if the member leaves the group with a resume point instead of a run."""
-        reached = self.state.global_step == self._pause_at
+        reached = self._pause is not None and self.state.global_step == self._pause.step
         return reached and not self.failure and not self.trainer.control.should_training_stop
 
     @property
     def steps_left(self) -> int:
         """Maximum number of steps that the member takes before it leaves."""
-        return (self._pause_at or self.plan.steps) - self.state.global_step
+        return (self._pause.step if self._pause else self.plan.steps) - self.state.global_step
 
     def point(self) -> tuple[dict[str, Any], AdapterState] | None:
         """Return the snapshot entry for `begin`, and the tensors, of a finished run that is trained longer."""
@@ -271,6 +265,9 @@ class MemberTrainer:
             if self.state.global_step % self.plan.steps_per_epoch == 0 or trainer.control.should_training_stop:
                 trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, self.state, trainer.control)
                 self._log_and_evaluate(route_rows, read_weights)
+            if self._pause and self._pause.is_scored and self.paused and self._validated != self.state.global_step:
+                scores = self._validate(route_rows, trainer.score)
+                append_entry(self.working / LOG, {"step": self.state.global_step} | scores)
         except ValidationStopped:
             trainer.control = before
             raise
@@ -282,14 +279,17 @@ class MemberTrainer:
             mean = self._loss / (state.global_step - self._logged)
             self._loss, self._logged = 0.0, state.global_step
             trainer.log({"loss": mean, "grad_norm": self._norm, "learning_rate": self._rate})
-        if trainer.control.should_evaluate:
-            route_rows()
-            model: Any = trainer.model
-            model.generation_config.max_new_tokens = self.task.max_new_tokens
-            if self._is_best(trainer.evaluate()):
-                self._keep_best(read_weights())
+        if trainer.control.should_evaluate and self._is_best(self._validate(route_rows, trainer.evaluate)):
+            self._keep_best(read_weights())
         self.due = self.due or trainer.control.should_save
         trainer.control.should_save = False
+
+    def _validate(self, route_rows: Callable[[], None], score: Callable[[], dict[str, float]]) -> dict[str, float]:
+        route_rows()
+        model: Any = self.trainer.model
+        model.generation_config.max_new_tokens = self.task.max_new_tokens
+        scores, self._validated = score(), self.state.global_step
+        return scores
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         args, state = self.trainer.args, self.state

@@ -33,6 +33,20 @@ _EMBEDDING_RATE = 1e-6  # peft's default for embeddings, a parameter group witho
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Point at which a member leaves its group with a resume point.
+
+    Attributes:
+        step: Step after which it leaves.
+        is_scored: True to add its validation scores at that step to the log. If `train.eval_every` does not ask for
+            them, they change nothing else: neither the best weights nor early stopping.
+    """
+
+    step: int
+    is_scored: bool = False
+
+
+@dataclass(frozen=True)
 class AdapterState:
     """Weights of one adapter and the two moments of the optimizer, by peft's names of the weights."""
 

@@ -15,7 +15,7 @@ from lora_ft.core.plain import plain_fields
 
 SEARCH_RECORD, SEARCH_PAGE, STUDY = "search.json", "search.html", "optuna.journal"
 TRIALS, WINNER = "trials", "winner"  # folders: the trials that finished, and a copy of the best run
-VERSION = 1
+VERSION = 2
 State = Literal["waiting", "running", "paused", "finished", "failed"]
 
 
@@ -30,7 +30,7 @@ class Trial:
         seed: Seed of the training.
         parameters: Number of trained parameters.
         steps: Optimizer steps of its plan.
-        unit: Steps between evaluations, which is the first rung.
+        interval: Steps between evaluations.
         repeats: Number of the trial that it repeats with another seed, or None.
         state: A paused trial is behind others, and continues only if it is promoted.
         step: Number of finished steps.
@@ -46,7 +46,7 @@ class Trial:
     seed: int
     parameters: int
     steps: int
-    unit: int
+    interval: int
     repeats: int | None = None
     state: State = "waiting"
     step: int = 0
@@ -110,7 +110,7 @@ class SearchSettings:
     minutes: float | None = None
     finalists: int = 2
     seeds: int = 2
-    group_size: int = 8
+    group_size: int = 12
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Asynchronous successive halving (ASHA, arXiv 1810.05934): which trial trains on, and how far.
 
 Training every trial to its end spends most steps on trials that were behind from the start. Trials therefore pause at
-rungs: at 1/9 and at 1/3 of their steps. Of all trials that have reached a rung, the best third is promoted to the next
-one. Decisions do not wait for stragglers: as trials arrive, the third grows, and a paused trial may still be promoted.
+rungs: at 1/16 and at 1/4 of their steps. Of all trials that have reached a rung, the best quarter is promoted to the
+next one. Decisions do not wait for stragglers: as trials arrive, the quarter grows, and a paused trial may still be
+promoted.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ class Ladder:
         rungs: Number of rungs below the end of the training.
     """
 
-    eta: int = 3
+    eta: int = 4
     rungs: int = 2
 
-    def unit(self, steps: int) -> int:
-        """Return the first rung of a plan of `steps` steps, which is also its interval of evaluations."""
-        return max(1, steps // self.eta**self.rungs)
+    def interval(self, steps: int) -> int:
+        """Return the steps between evaluations, for a plan of `steps` steps. The first rung has one of its own."""
+        return max(1, steps // self.eta)
 
     def target(self, trial: Trial) -> int:
         """Return the step at which a trial pauses or ends next."""
         rung = len(trial.scores)
         if trial.repeats is not None or rung >= self.rungs:
             return trial.steps
-        return min(trial.unit * self.eta**rung, trial.steps)
+        return min(max(rung + 1, trial.steps // self.eta ** (self.rungs - rung)), trial.steps)
 
     def promotion(self, record: SearchRecord) -> Trial | None:
         """Return a paused trial among the best 1/eta of a rung, from the highest rung that has one."""

@@ -35,8 +35,8 @@ class TrialPlanner:
     ladder: Ladder
 
     def task(self, trial: Trial) -> Task:
-        """Return the task of a trial. Its evaluations are at multiples of the first rung."""
-        settings = trial.settings | {"train.seed": trial.seed, "train.eval_every": trial.unit}
+        """Return the task of a trial."""
+        settings = trial.settings | {"train.seed": trial.seed, "train.eval_every": trial.interval}
         return with_settings(self.data.task, settings).model_copy(update={"name": trial.name})
 
     def prepared(self, trial: Trial) -> PreparedData:
@@ -57,7 +57,8 @@ class TrialPlanner:
         except LoraFtError as error:
             trial.state, trial.reason = "failed", error.message
             return trial
-        trial.parameters, trial.steps, trial.unit = plan.trainable, plan.steps, self.ladder.unit(plan.steps)
+        trial.parameters, trial.steps = plan.trainable, plan.steps
+        trial.interval = self.ladder.interval(plan.steps)
         return trial
 
     def repetition(self, trial: Trial, number: int, seed: int) -> Trial:

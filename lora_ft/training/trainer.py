@@ -216,6 +216,14 @@ class Trainer(Seq2SeqTrainer):
                 resume_points.add_validation(checkpoint, dataclasses.asdict(self.state))
         return scores
 
+    def score(self) -> dict[str, float]:
+        """Return the scores of the validation rows without counting as an evaluation: no log, best step or patience."""
+        with torch.random.fork_rng(devices=[]):
+            result = self.evaluation_loop(
+                self.get_eval_dataloader(), "scoring", prediction_loss_only=self.compute_metrics is None
+            )
+        return result.metrics or {}
+
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number
             scores: dict[str, float] = super().evaluate(*args, **options)

@@ -52,7 +52,7 @@ def test_a_search_leaves_the_winner_its_record_and_its_page(searched: SearchResu
     out, record = searched.out, searched.record
     assert {path.name for path in out.iterdir()} == {"search.json", "search.html", "optuna.journal", "trials", "winner"}
     content = json.loads((out / "search.json").read_text())
-    assert content["version"] == 1 and content["runs_tried"] == 7 == len(record.trials)
+    assert content["version"] == 2 and content["runs_tried"] == 7 == len(record.trials)
     assert decisions(read_search(out)) == decisions(record)
     finished = {trial.name for trial in record.trials if trial.state == "finished"}
     assert {path.name for path in (out / "trials").iterdir()} == finished and len(finished) >= 4
@@ -72,8 +72,8 @@ def test_the_winner_equals_its_task_trained_alone(searched: SearchResult, tmp_pa
         [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         for run in (searched.run, alone)
     ]
-    assert steps[0] == steps[1]
-    assert searched.run.task.train.eval_every == searched.record.trials[0].unit == 2
+    assert steps[0] == [1, *steps[1]]  # only the search scores the first rung
+    assert searched.run.task.train.eval_every == searched.record.trials[0].interval == 4
 
 
 def test_trials_keep_their_settings(searched: SearchResult) -> None:
@@ -140,11 +140,11 @@ def test_trials_of_different_lengths_pause_at_their_own_rungs(make_task: MakeTas
     space = {"train.per_device_train_batch_size": [2, 8]}
     record = search(task, tmp_path / "out", space=space, seeds=1).record
     long, short = sorted(record.trials, key=lambda trial: -trial.steps)
-    assert (long.steps, long.unit, short.steps, short.unit) == (36, 4, 9, 1)
-    for trial in (long, short):
-        assert trial.state == "finished" and [step for step, _ in trial.curve] == [trial.unit * n for n in range(1, 10)]
-        best = [min(score for step, score in trial.curve if step <= rung * trial.unit) for rung in (1, 3, 9)]
-        assert trial.scores == best
+    assert (long.steps, long.interval, short.steps, short.interval) == (36, 9, 9, 2)
+    for trial, scored in ((long, [2, 9, 18, 27, 36]), (short, [1, 2, 4, 6, 8, 9])):
+        assert trial.state == "finished" and [step for step, _ in trial.curve] == scored
+        rungs = (scored[0], trial.interval, trial.steps)
+        assert trial.scores == [min(score for step, score in trial.curve if step <= rung) for rung in rungs]
     assert len(record.rounds) > 4
 
 

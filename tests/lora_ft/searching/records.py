@@ -16,15 +16,15 @@ def make_record(*trials: Trial, metric: str = "rouge1", **settings: Any) -> Sear
 
 
 def make_trial(number: int, *scores: float, state: str = "paused", **changes: Any) -> Trial:
-    """Return a trial of 90 steps with its scores at the rungs 10, 30 and 90."""
+    """Return a trial of 90 steps with its scores at the rungs 5, 22 and 90."""
     values: dict[str, Any] = {
         "settings": {"lora.r": 2 ** (number % 3 + 1), "train.learning_rate": 0.001 * (number % 9 + 1)},
         "seed": 42,
         "parameters": 100 * 2 ** (number % 3),
         "steps": 90,
-        "unit": 10,
-        "step": [0, 10, 30, 90][len(scores)],
+        "interval": 22,
+        "step": [0, 5, 22, 90][len(scores)],
         "scores": list(scores),
-        "curve": [(10 * (i + 1), score) for i, score in enumerate(scores)],
+        "curve": list(zip((5, 22, 90), scores, strict=False)),
     }
     return Trial(number, f"demo-{number:03}", **values | {"state": state} | changes)

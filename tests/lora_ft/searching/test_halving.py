@@ -12,7 +12,7 @@ from lora_ft.runs.search_record import SearchRecord
 from lora_ft.searching.halving import Ladder
 from tests.lora_ft.searching.records import make_record, make_trial
 
-LADDER = Ladder(eta=3, rungs=2)
+LADDER = Ladder()
 
 
 def reference(record: SearchRecord) -> int | None:
@@ -20,7 +20,7 @@ def reference(record: SearchRecord) -> int | None:
     for rung in (1, 0):
         results = {trial.number: trial.scores[rung] for trial in record.trials if len(trial.scores) > rung}
         by_score = sorted(results, key=lambda number: (-results[number], number))
-        candidates = by_score[: len(results) // 3]
+        candidates = by_score[: len(results) // 4]
         promoted = {trial.number for trial in record.trials if len(trial.scores) > rung + 1 or trial.state != "paused"}
         for number in candidates:
             if number not in promoted:
@@ -49,12 +49,9 @@ def test_a_smaller_loss_is_better(losses: list[int], source: random.Random) -> N
     assert (mine and mine.number) == (theirs and theirs.number)
 
 
-@pytest.mark.parametrize(("steps", "rungs"), [(90, (10, 30, 90)), (100, (11, 33, 100)), (5, (1, 3, 5)), (2, (1, 2, 2))])
-def test_rungs_are_multiples_of_the_first(steps: int, rungs: tuple[int, ...]) -> None:
-    unit = LADDER.unit(steps)
-    targets = [
-        LADDER.target(make_trial(0, *[1.0] * reached, steps=steps, unit=unit, state="running")) for reached in range(3)
-    ]
+@pytest.mark.parametrize(("steps", "rungs"), [(96, (6, 24, 96)), (90, (5, 22, 90)), (5, (1, 2, 5)), (2, (1, 2, 2))])
+def test_rungs_are_fractions_of_the_steps(steps: int, rungs: tuple[int, ...]) -> None:
+    targets = [LADDER.target(make_trial(0, *[1.0] * reached, steps=steps, state="running")) for reached in range(3)]
     assert tuple(targets) == rungs
 
 
@@ -63,7 +60,7 @@ def test_a_repetition_trains_to_its_end() -> None:
 
 
 def test_the_last_chance_brings_enough_trials_to_the_end() -> None:
-    record = make_record(make_trial(0, 5.0), make_trial(1, 7.0), make_trial(2, 6.0), finalists=2)
+    record = make_record(*(make_trial(i, score) for i, score in enumerate((5.0, 7.0, 6.0, 4.0))), finalists=2)
     assert LADDER.promotion(record) is record.trials[1]
     record.trials[1].state = "running"
     assert LADDER.promotion(record) is None
@@ -84,4 +81,4 @@ def test_the_last_chance_waits_for_trials_on_their_way() -> None:
 
 def test_the_reason_is_the_rank_on_arrival() -> None:
     record = make_record(make_trial(0, 5.0), make_trial(1, 7.0, 8.0), make_trial(2, 6.0))
-    assert LADDER.reason(record, record.trials[0]) == "rank 3 of 3 after 10 of 90 steps"
+    assert LADDER.reason(record, record.trials[0]) == "rank 3 of 3 after 5 of 90 steps"

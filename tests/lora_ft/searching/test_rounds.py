@@ -66,15 +66,31 @@ def test_the_group_stays_full_until_no_trial_is_left_to_begin(trials: int, size:
     assert all(len(entry.trials) <= size for entry in record.rounds)
 
 
-def test_a_search_takes_four_tenths_of_the_grid_and_finds_its_best() -> None:
+def test_a_search_takes_three_tenths_of_the_grid_and_finds_its_best() -> None:
     record = make_record(trials=24, group_size=8)
     run(record)
     best = max(record.first_seeds, key=lambda trial: trial.settings["lora.r"])
     assert finalists(record)[0] is best
-    assert record.steps <= 0.4 * 24 * 90
+    assert record.steps <= 0.3 * 24 * 90
     assert [trial.repeats for trial in record.trials[24:]] == [trial.number for trial in finalists(record)]
     assert [trial.seed for trial in record.trials[24:]] == [43, 43]
-    assert sum(len(trial.scores) >= 2 for trial in record.first_seeds) <= 24 // 3 + 2
+    assert sum(len(trial.scores) >= 2 for trial in record.first_seeds) <= 24 // 4 + 2
+
+
+def test_repetitions_train_beside_the_finalists_once_these_are_certain() -> None:
+    record = make_record(
+        make_trial(0, 5.0), make_trial(1, 6.0, 7.0, state="running"), make_trial(2, 8.0, 9.0, state="running"), trials=3
+    )
+    fill(record, Planner(), SPACE)  # type: ignore[arg-type]
+    assert [(trial.repeats, trial.state) for trial in record.trials[3:]] == [(1, "running"), (2, "running")]
+
+
+@pytest.mark.parametrize("scores", [(4.0,), (4.0, 5.0)], ids=["one may still be promoted", "one more than compared"])
+def test_repetitions_wait_while_the_finalists_are_uncertain(scores: tuple[float, ...]) -> None:
+    ends = [make_trial(number, 6.0, 7.0, state="running") for number in (1, 2)]
+    record = make_record(make_trial(0, *scores, state="running"), *ends, trials=3)
+    fill(record, Planner(), SPACE)  # type: ignore[arg-type]
+    assert len(record.trials) == 3
 
 
 def test_every_trial_that_stops_was_outranked() -> None:
@@ -84,11 +100,11 @@ def test_every_trial_that_stops_was_outranked() -> None:
     for trial in stopped:
         rung = len(trial.scores) - 1
         scores = sorted((t.scores[rung] for t in record.first_seeds if len(t.scores) > rung), reverse=True)
-        assert scores.index(trial.scores[rung]) >= max(2, len(scores) // 3)
+        assert scores.index(trial.scores[rung]) >= max(2, len(scores) // 4)
     assert len(stopped) > 10
 
 
-@pytest.mark.parametrize(("budget", "value"), [("steps", 400), ("minutes", 4.0)])
+@pytest.mark.parametrize(("budget", "value"), [("steps", 60), ("minutes", 4.0)])
 def test_no_trial_begins_after_the_budget_but_the_best_still_finish(budget: str, value: float) -> None:
     record = make_record(trials=24, group_size=4, **{budget: value})
     run(record)

@@ -41,12 +41,16 @@ class BatchRouting:
         blocks: (adapters, rows of each) for consecutive adapters with equally many rows; -1 rows means all rows.
         order: Numbers of the adapters in batch order [m], or a slice of the stack, which needs no copy.
         drops: (adapter number, rows, dropout or None) in batch order; empty if no adapter has dropout.
+        numbers: Numbers of the adapters in the order of the batch.
+        spans: Tokens of each of `numbers` among the packed sources and targets; only for packed rows.
     """
 
     def __init__(self) -> None:
         self.blocks: list[tuple[int, int]] = []
         self.order: Tensor | slice = slice(None)
         self.drops: list[tuple[int, int, PerAdapterDropout | None]] = []
+        self.numbers: list[int] = []
+        self.spans: tuple[list[slice], list[slice]] = [], []
 
     def send(
         self,
@@ -68,6 +72,10 @@ class BatchRouting:
         whole = numbers == list(range(adapters))
         self.order = slice(None) if whole else torch.tensor(numbers, device=device)
         self.drops = [(*assignment, drop) for assignment, drop in zip(rows, drops, strict=True)] if any(drops) else []
+
+    def send_packed(self, numbers: Sequence[int], spans: tuple[list[slice], list[slice]]) -> None:
+        """Set the routing of the next batch of packed rows, see `numbers` and `spans`."""
+        self.numbers, self.spans = list(numbers), spans
 
     def send_all(self, adapter: int) -> None:
         """Assign all rows to one adapter, for any batch size."""
@@ -106,7 +114,7 @@ class MultiLoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.route, self.side = base, route, side
-        self.adapted = [True] * len(scale)
+        self.adapted, self.scales = [True] * len(scale), scale.tolist()
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("scale", scale, persistent=False)
 

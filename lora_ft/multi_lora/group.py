@@ -14,9 +14,10 @@ from torch.nn.functional import pad
 
 from lora_ft.core.energy import SOURCES, meter
 from lora_ft.core.tokenizer import IGNORED
+from lora_ft.multi_lora.batched_linear import SOURCE, TARGET
 from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
 from lora_ft.multi_lora.group_member import MemberTrainer, failure_text, publish
-from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, plan_passes
+from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, pack, plan_passes
 from lora_ft.multi_lora.resume_point import AdapterState
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_adamw import StackedAdamW
@@ -135,7 +136,8 @@ class AdapterGroup:
         losses = [0.0] * len(windows)
         for i in range(max(map(len, windows))):
             shares = [MemberBatch(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
-            for pass_shares in plan_passes(shares, self._stack.device.type):
+            passes = [shares] if self._stack.packed else plan_passes(shares, self._stack.device.type)
+            for pass_shares in passes:
                 for share, loss in zip(pass_shares, self._backward(pass_shares, tokens), strict=True):
                     losses[share.adapter] += loss
         norms: list[float] = self._optimizer.step([member.next_step() for member in self.members]).tolist()
@@ -143,12 +145,8 @@ class AdapterGroup:
 
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
         """Accumulate the gradients of one pass and return the members' losses, which are independent of each other."""
-        device, rows = self._stack.device, [share.rows for share in shares]
-        batch: dict[str, Any] = concatenate(shares, device)
-        labels = batch.pop("labels")
-        counts = [(share.adapter, share.rows) for share in shares]
-        drops = [self.members[share.adapter].drop(share.batch) for share in shares]
-        self._stack.route.send(counts, len(self.members), device, drops)
+        device = self._stack.device
+        batch, labels, sizes = self._pack(shares) if self._stack.packed else self._concatenate(shares)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             if (states := self._read_states(shares)) is not None:
                 batch["encoder_outputs"] = (states,)
@@ -160,7 +158,7 @@ class AdapterGroup:
                     tokens[share.adapter],
                     smoothing=self.members[share.adapter].task.train.label_smoothing_factor,
                 )
-                for share, logits, targets in zip(shares, outputs.logits.split(rows), labels.split(rows), strict=True)
+                for share, logits, targets in zip(shares, outputs.logits.split(sizes), labels, strict=True)
             ]
         together = torch.stack(losses)
         with warnings.catch_warnings():  # gradients are rows of a matrix, like their weights
@@ -169,15 +167,44 @@ class AdapterGroup:
         values: list[float] = together.detach().tolist()
         return values
 
+    def _concatenate(self, shares: Sequence[MemberBatch]) -> tuple[dict[str, Any], Sequence[Tensor], list[int]]:
+        """Route a padded batch, and return it with the labels and the rows of each share."""
+        device, rows = self._stack.device, [share.rows for share in shares]
+        batch: dict[str, Any] = concatenate(shares, device)
+        labels = batch.pop("labels").split(rows)
+        counts = [(share.adapter, share.rows) for share in shares]
+        drops = [self.members[share.adapter].drop(share.batch) for share in shares]
+        self._stack.route.send(counts, len(self.members), device, drops)
+        return batch, labels, rows
+
+    def _pack(self, shares: Sequence[MemberBatch]) -> tuple[dict[str, Any], Sequence[Tensor], list[int]]:
+        """Route a packed batch, and return it with the labels and the number of target tokens of each share."""
+        batch: dict[str, Any]
+        batch, spans = pack(shares)
+        del batch["labels"]
+        self._stack.route.send_packed([share.adapter for share in shares], spans)
+        labels = [share.batch["labels"] for share in shares]
+        return batch, labels, [span.stop - span.start for span in spans[TARGET]]
+
     def _read_states(self, shares: Sequence[MemberBatch]) -> Tensor | None:
-        """Return the encoder's states for a pass [rows, width, d], or None if the pass runs the encoder."""
+        """Return the encoder's states for a pass, or None if the pass runs the encoder.
+
+        Returns:
+            [rows, width, d], or packed [tokens, d].
+        """
         width = max(share.lengths[0] for share in shares)
-        parts = []
-        for share in shares:
+        spans, parts = self._stack.route.spans[SOURCE], []
+        for number, share in enumerate(shares):
             kept = self.members[share.adapter].states
             if kept is None:
                 return None  # then no member has states
-            parts.append(pad(kept.read(share.batch), (0, 0, 0, width - share.lengths[0])))
+            states = kept.read(share.batch)
+            missing = (
+                spans[number].stop - spans[number].start - len(states)
+                if self._stack.packed
+                else width - states.shape[1]
+            )
+            parts.append(pad(states, (0, 0, 0, missing)))
         return torch.cat(parts)
 
     def _route_rows(self, number: int) -> None:

@@ -64,6 +64,11 @@ class GroupJob:
         return task, self.plans[task.name]
 
     @property
+    def packed(self) -> bool:
+        """True if the group trains on packed rows. Dropout draws its numbers for padded rows."""
+        return self.first[1].packed and not any(data.task.lora.lora_dropout for data in self.data)
+
+    @property
     def folder(self) -> Path:
         """Folder of its snapshots."""
         return self.out / GROUPS_FOLDER / str(self.number)
@@ -152,6 +157,8 @@ def _build_group(
     for number, (_, weights) in enumerate(adapters):
         stack.load(number, weights)
         weights.clear()
+    if job.packed:
+        stack.pack(model)
     members = [
         MemberTrainer(by_name[name], job.plans[name], adapter, model, job.out / name, job.pauses.get(name))
         for name, (adapter, _) in zip(names, adapters, strict=True)
@@ -178,9 +185,9 @@ def _encoder_states(job: GroupJob, model: Any) -> dict[str, EncoderStates]:
         return {}
     prompts = [tuple(distinct_prompts(data.rows)) for data in job.data]
     numbers = dict(zip(prompts, (plan.states for plan in plans), strict=True))
-    if not states_fit(sum(numbers.values()), packed=False):
+    if not states_fit(sum(numbers.values()), packed=job.packed):
         return {}
-    shared = {own: EncoderStates(model, own, packed=False) for own in numbers}
+    shared = {own: EncoderStates(model, own, packed=job.packed) for own in numbers}
     return {name: shared[own] for name, own in zip(job.names, prompts, strict=True)}
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lora_ft.export.families import family_of
 from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, BatchRouting, MultiLoraLinear
+from lora_ft.multi_lora.packed_linear import GroupProjection
 from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
+from lora_ft.training.packed_stack import pack_stacks, unpack_stacks
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class StackedWeights:
         layers: Layers that at least one adapter adapts, in the base's order.
         weights, gradients: Matrices [adapters, width], float32. `backward` adds to the gradients.
         split: Column at which the B matrices begin.
+        packed: True after `pack`.
 
     Args:
         model: Base model, already on its device.
@@ -59,6 +62,7 @@ class StackedWeights:
     def __init__(self, model: Any, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
         self.route = BatchRouting()
+        self.packed = False
         model.requires_grad_(False)
         adapted = [
             (name, module, rank)
@@ -95,8 +99,8 @@ class StackedWeights:
                 parameter = nn.Parameter(layer.view(self.weights, side))
                 parameter.grad = layer.view(self.gradients, side)
                 setattr(linear, side.lower(), parameter)
-            scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
-            linear.scale = torch.tensor(scales, device=self.device)
+            linear.scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
+            linear.scale = torch.tensor(linear.scales, device=self.device)
             linear.adapted = [adapter.rank(layer.name) > 0 for adapter in self.adapters]
 
     def load(self, adapter: int, weights: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
@@ -127,12 +131,18 @@ class StackedWeights:
         self.gradients = torch.zeros_like(self.weights)
         self._bind()
 
+    def pack(self, model: Any) -> None:
+        """Let the model train on packed rows, in bf16 on a CPU and without dropout."""
+        pack_stacks(model, GroupProjection)
+        self.packed = True
+
     def restore(self, weights: Tensor) -> None:
         """Copy the weights of another stack of the same adapters."""
         self.weights.copy_(weights)
 
     def remove(self, model: Any) -> None:
         """Restore the base's own layers."""
+        unpack_stacks(model)
         for layer, linear in zip(self.layers, self._linears, strict=True):
             _replace(model, layer.name, linear.base)
 

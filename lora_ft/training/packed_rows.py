@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Packed tokens are filled up to a multiple of this. oneDNN compiles each size of a matrix product on first use, which
 # takes half a millisecond; a step has about 90 products of different sizes.
-_MULTIPLE = 32
+MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PackedRows:
     @property
     def filler(self) -> int:
         """Number of unused tokens after the last row."""
-        return -sum(self.lengths) % _MULTIPLE
+        return -sum(self.lengths) % MULTIPLE
 
     def spans(self) -> list[slice]:
         """Return the packed tokens of each row."""

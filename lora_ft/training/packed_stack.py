@@ -14,7 +14,7 @@ from lora_ft.training.packed_attention import Chunk, PackedAttention, attention_
 from lora_ft.training.packed_rows import PackedRows
 
 
-def pack_stacks(model: Any) -> None:
+def pack_stacks(model: Any, projection: Callable[[Sequence[Any]], Callable[[Tensor], Tensor]] = Projection) -> None:
     """Let a T5 train on packed rows. Names, weights and gradients stay as they are, and so does evaluation.
 
     In training mode, the logits are [target tokens, vocabulary]. A decoder attention mask says which target tokens
@@ -22,18 +22,26 @@ def pack_stacks(model: Any) -> None:
 
     Args:
         model: T5 with or without an adapter, in float32. Its training steps run under bf16 autocast.
+        projection: Returns the function that computes linear layers with one input.
     """
     from transformers.activations import NewGELUActivation
 
     for module in list(model.modules()):
         packed: Callable[..., Any]
         if hasattr(module, "embed_tokens") and hasattr(module, "final_layer_norm"):
-            packed = _Stack(module, NewGELUActivation)
+            packed = _Stack(module, projection, NewGELUActivation)
         elif isinstance(module, nn.Linear) and module.out_features == model.config.vocab_size and is_frozen(module):
-            packed = Projection([module])
+            packed = projection([module])
         else:
             continue
         module.forward = partial(_train, module, packed, module.forward)
+
+
+def unpack_stacks(model: Any) -> None:
+    """Undo `pack_stacks`."""
+    for module in model.modules():
+        if isinstance(forward := vars(module).get("forward"), partial) and forward.func is _train:
+            del module.forward
 
 
 def _train(
@@ -45,12 +53,12 @@ def _train(
 class _Stack:
     """Forward pass of an encoder or decoder."""
 
-    def __init__(self, stack: Any, gelu: type) -> None:
+    def __init__(self, stack: Any, projection: Callable[..., Any], gelu: type) -> None:
         self._stack = stack
-        self._blocks = [_Block(block, gelu) for block in stack.block]
+        self._blocks = [_Block(block, projection, gelu) for block in stack.block]
         crossed = [block.layer[1].EncDecAttention for block in stack.block] if stack.is_decoder else []
         # one product for all layers, since all of them read the same states
-        self._keys_values = Projection([linear for layer in crossed for linear in (layer.k, layer.v)])
+        self._keys_values = projection([linear for layer in crossed for linear in (layer.k, layer.v)])
 
     def __call__(
         self,
@@ -86,18 +94,18 @@ class _Stack:
 class _Block:
     """Forward pass of a block."""
 
-    def __init__(self, block: Any, gelu: type) -> None:
+    def __init__(self, block: Any, projection: Callable[..., Any], gelu: type) -> None:
         self._block = block
         self.attention, dense = block.layer[0].SelfAttention, block.layer[-1].DenseReluDense
-        self._qkv = Projection([self.attention.q, self.attention.k, self.attention.v])
-        self._o = Projection([self.attention.o])
+        self._qkv = projection([self.attention.q, self.attention.k, self.attention.v])
+        self._o = projection([self.attention.o])
         if block.is_decoder:
             self._q, self._crossed_o = (
-                Projection([linear]) for linear in (block.layer[1].EncDecAttention.q, block.layer[1].EncDecAttention.o)
+                projection([linear]) for linear in (block.layer[1].EncDecAttention.q, block.layer[1].EncDecAttention.o)
             )
         is_gated = hasattr(dense, "wi_1")
-        self._wi = Projection([dense.wi_0, dense.wi_1] if is_gated else [dense.wi])
-        self._wo = Projection([dense.wo])
+        self._wi = projection([dense.wi_0, dense.wi_1] if is_gated else [dense.wi])
+        self._wo = projection([dense.wo])
         if not is_gated:
             self._act = dense.act
         elif isinstance(dense.act, gelu):

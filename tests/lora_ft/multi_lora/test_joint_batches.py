@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_ft.data.batching import Encoded, collate
-from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, plan_passes
+from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, pack, plan_passes
+from lora_ft.training.packed_rows import MULTIPLE, PackedRows
 
 
 def share(adapter: int, rows: int, source: int, target: int) -> MemberBatch:
@@ -57,3 +58,23 @@ def test_joint_batch_is_padded_to_the_longest_share() -> None:
     assert batch["attention_mask"].sum(1).tolist() == [3, 20, 19]
     assert (batch["labels"] != -100).sum(1).tolist() == [2, 9, 9]
     assert batch["input_ids"][0, 3:].sum() == 0 and batch["decoder_input_ids"][0, 3:].sum() == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(2, 70), st.integers(2, 40)), min_size=1, max_size=4))
+def test_a_packed_batch_holds_the_tokens_of_each_share_and_a_row_without_loss(
+    sizes: list[tuple[int, int, int]],
+) -> None:
+    shares = [share(adapter, *size) for adapter, size in enumerate(sizes)]
+    batch, spans = pack(shares)
+    masks = batch["attention_mask"], batch["decoder_attention_mask"]
+    for mask, side, name in zip(masks, spans, ("input_ids", "labels"), strict=True):
+        rows = PackedRows.of(mask)
+        tokens = rows.pack(batch[name])
+        assert rows.filler == 0 and len(tokens) == side[-1].stop
+        assert all(span.start % MULTIPLE == span.stop % MULTIPLE == 0 for span in side)
+        for member, span in zip(shares, side, strict=True):
+            own = member.batch[name]
+            real = own[member.batch["attention_mask"] == 1] if name == "input_ids" else own[own != -100]
+            assert tokens[span][: len(real)].tolist() == real.tolist()
+            assert set(tokens[span][len(real) :].tolist()) == {0 if name == "input_ids" else -100}
+    assert int((batch["labels"] != -100).sum()) == sum(int((s.batch["labels"] != -100).sum()) for s in shares)

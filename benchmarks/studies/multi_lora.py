@@ -37,15 +37,14 @@ from lora_ft.multi_lora.planner import MemoryNeed, group_memory
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.reports.terminal import console, table
-from lora_ft.runs.run import TASK
-from lora_ft.tasks.files import save_task
 from lora_ft.tasks.schema import Task
 from lora_ft.training.compute_dtype import ComputeDtype
 from lora_ft.training.memory_estimates import Batch, Shape, StepOptions
 from lora_ft.training.plan import Choices, Plan, make_plan, training_device
 from lora_ft.training.prepared_data import PreparedData
-from lora_ft.training.setup import trainer_around
-from lora_ft.training.weights import open_base, open_weights
+from lora_ft.training.run_folder import RunFolder
+from lora_ft.training.setup import build_trainer
+from lora_ft.training.weights import open_base
 
 _WARM_UP = 2  # steps that are not counted
 LENGTHS = ((24, 16), (256, 48))
@@ -155,12 +154,9 @@ def _prepare(base: Base, number: int, settings: Settings) -> tuple[PreparedData,
 
 def _seconds_alone(data: PreparedData, plan: Plan, folder: Path) -> float:
     """Return the median time of a step of `lora-ft train`, in seconds."""
-    task = data.task
-    model = open_weights(data, plan, folder)
-    working = folder / "alone"
-    working.mkdir()
-    save_task(task, working / TASK)
-    trainer, reporter = trainer_around(model, data, plan, working, Silent())
+    run = RunFolder.in_group(folder / "alone")
+    run.record(data, plan)
+    trainer, _, reporter = build_trainer(data, plan, run, Silent())
     trainer.train()
     return statistics.median(seconds for _, seconds in reporter.steps[_WARM_UP:])
 
@@ -180,6 +176,8 @@ def _seconds_in_group(
         longer = replace(plan, steps=plan.steps + 1)
         members.append(MemberTrainer(data, longer, adapter, model, folder / data.task.name))
         members[-1].begin(None)
+    if works[0][1].packed:
+        stack.pack(model)
     group = AdapterGroup(
         model,
         stack,

@@ -19,6 +19,8 @@ def test_groups_are_compared_with_training_alone(
     timings = multi_lora.measure(base, [1, 3], settings)
     assert [timing.adapters for timing in timings] == [0, 1, 3]
     assert all(timing.samples_per_second and timing.times for timing in timings)
+    packed = multi_lora.measure(base, [2], replace(settings, precision="bf16", steps=1))
+    assert [timing.adapters for timing in packed] == [0, 2] and all(timing.samples_per_second for timing in packed)
     monkeypatch.setattr(multi_lora, "device_memory", lambda device: 1)
     timings += multi_lora.measure(base, [1], replace(settings, precision="bf16", steps=1))
     assert timings[-1].samples_per_second is None

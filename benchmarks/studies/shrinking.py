@@ -1,6 +1,6 @@
 """Measure the trade of a shrunk base: scores and times of students with fewer decoder layers.
 
-    python -m benchmarks.studies.shrinking RUN [--decoder-layers 4] [--set train.num_train_epochs=4] [--json FILE]
+    python -m benchmarks.studies.shrinking RUN [--decoder-layers 4] [--set data.limit.train=8000] [--json FILE]
 
 The merged checkpoint of RUN is shrunk and learns RUN's task again, all weights, with RUN as its teacher. All models are
 scored on the test rows of the task in PyTorch. Their bundles are timed in turns.
@@ -69,6 +69,7 @@ def measure(
         models.append(
             {
                 "decoder_layers": count,
+                "rows": run.metrics["rows"]["train"],
                 "steps": run.metrics["steps"],
                 "training_seconds": run.metrics["speed"]["seconds"],
                 "megabytes": engine.megabytes,
@@ -81,7 +82,7 @@ def measure(
     return {
         "environment": environment(),
         "task": teacher.task.name,
-        "rows": dict(teacher.metrics["rows"]) | {"test": len(comparison.prompts)},
+        "test_rows": len(comparison.prompts),
         "metric": comparison.by,
         "precision": _PRECISION,
         "rounds": rounds,
@@ -116,20 +117,19 @@ def tables(results: dict[str, Any]) -> str:
                 f"{milliseconds:.0f} ({speed_up:.2f})"
                 for milliseconds, speed_up in zip(model["milliseconds"], model["speed_up"], strict=True)
             ),
-            f"{model['steps']:,} steps, {model['training_seconds'] / 60:.0f} min",
+            f"{model['rows']:,} rows, {model['steps']:,} steps, {model['training_seconds'] / 60:.0f} min",
         )
         for model in results["models"]
     ]
     batches = [f"batch {batch}, ms (speed-up)" for batch in results["batches"]]
     columns = ["decoder layers", results["metric"], "difference, paired", "bundle, MB", *batches, "training"]
-    rows = results["rows"]
     return "\n".join(
         [
             table(columns, lines),
             "",
-            f"{results['task']}: {rows['train']:,} training rows, {rows['test']} test rows scored in PyTorch; bundles "
-            f"in {results['precision']}, {results['source']} tokens in, {results['new']} out, medians of "
-            f"{results['rounds']} rounds in turns ({results['verdict']}).",
+            f"{results['task']}: {results['test_rows']} test rows scored in PyTorch; bundles in {results['precision']}, "
+            f"{results['source']} tokens in, {results['new']} out, medians of {results['rounds']} rounds in turns "
+            f"({results['verdict']}).",
         ]
     )
 

@@ -127,9 +127,9 @@ def tables(results: dict[str, Any]) -> str:
         [
             table(columns, lines),
             "",
-            f"{results['task']}: {results['test_rows']} test rows scored in PyTorch; bundles in {results['precision']}, "
-            f"{results['source']} tokens in, {results['new']} out, medians of {results['rounds']} rounds in turns "
-            f"({results['verdict']}).",
+            f"{results['task']}: {results['test_rows']} test rows scored in PyTorch; bundles in "
+            f"{results['precision']}, {results['source']} tokens in, {results['new']} out, medians of "
+            f"{results['rounds']} rounds in turns ({results['verdict']}).",
         ]
     )
 

@@ -114,7 +114,7 @@ class MultiLoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.route, self.side = base, route, side
-        self.adapted, self.scales = [True] * len(scale), scale.tolist()
+        self.adapted = [True] * len(scale)
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("scale", scale, persistent=False)
 

@@ -67,7 +67,7 @@ def _parts(columns: Sequence[tuple[slice, MultiLoraLinear]]) -> list[_Part]:
     parts = []
     for adapter, tokens in zip(route.numbers, route.spans[first.side], strict=True):
         layers = [
-            (number, place, layer.scales[adapter])
+            (number, place, float(layer.get_buffer("scale")[adapter]))
             for number, (place, layer) in enumerate(columns)
             if layer.adapted[adapter]
         ]

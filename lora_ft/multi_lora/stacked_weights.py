@@ -99,8 +99,8 @@ class StackedWeights:
                 parameter = nn.Parameter(layer.view(self.weights, side))
                 parameter.grad = layer.view(self.gradients, side)
                 setattr(linear, side.lower(), parameter)
-            linear.scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
-            linear.scale = torch.tensor(linear.scales, device=self.device)
+            scales = [adapter.scales.get(layer.name, 0.0) for adapter in self.adapters]
+            linear.scale = torch.tensor(scales, device=self.device)
             linear.adapted = [adapter.rank(layer.name) > 0 for adapter in self.adapters]
 
     def load(self, adapter: int, weights: Mapping[str, Tensor], rows: Tensor | None = None) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from lora_ft.core.errors import UsageError
-from lora_ft.multi_lora import group, joint_batches
 from lora_ft.multi_lora.dashboard import SilentDashboard
 from lora_ft.multi_lora.snapshots import Snapshots
 from lora_ft.runs.group_record import GROUPS_FOLDER
@@ -144,27 +143,6 @@ def test_group_of_decoder_adapters_runs_the_encoder_once_per_prompt(
     monkeypatch.setattr(Plan, "keeps_states", False)
     for task, run in zip(tasks, grouped.runs, strict=True):
         assert closeness(weights(run), weights(train(task, tmp_path / "alone" / task.name))) < 1e-4
-
-
-@pytest.mark.parametrize("make_tasks", [different_tasks, decoder_tasks])
-def test_packed_group_trains_the_same_adapters_as_training_alone(
-    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tasks: Callable[..., list[Task]]
-) -> None:
-    packed: list[int] = []
-    real_pack = joint_batches.pack
-    monkeypatch.setattr(group, "pack", lambda shares: packed.append(len(shares)) or real_pack(shares))
-    tasks = [
-        task.model_copy(update={"lora": task.lora.model_copy(update={"lora_dropout": 0.0})})
-        for task in make_tasks(
-            make_task, 3, precision="bf16", max_steps=12, eval_every=12, metric_for_best_model="loss"
-        )
-    ]
-    grouped = train_many(tasks, tmp_path / "grouped")
-    assert not grouped.failed and 3 in packed
-    for task, run in zip(tasks, grouped.runs, strict=True):
-        alone = train(task, tmp_path / "alone" / task.name)
-        assert closeness(weights(run), weights(alone)) < 0.02
-        assert run.metrics["best_metric"] == pytest.approx(alone.metrics["best_metric"], rel=5e-3)
 
 
 def test_rows_are_oversampled_as_in_training_alone(make_task: MakeTask, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def make_layers(side: int) -> tuple[list[nn.Module], BatchRouting]:
         a, b = torch.randn(ADAPTERS, IN, RANK), torch.randn(ADAPTERS, RANK, width)
         layer = MultiLoraLinear(base, route, a, b, torch.tensor([0.5, 1.0, 2.0, 3.0]), side)
         if number == 2:
-            layer.adapted[2], layer.scales[2], layer.scale[2] = False, 0.0, 0.0
+            layer.adapted[2], layer.scale[2] = False, 0.0
         layers.append(base if number == 1 else layer)
     return layers, route
 

@@ -109,7 +109,12 @@ class Prompt:
         texts = {}
         for place in self.placeholders:
             value = place.find(row)
-            if value is ABSENT or value is None:
+            if value is None:
+                raise UsageError(
+                    f"a row lacks the column '{place.name}' of the prompt {self.template!r}: its value is null",
+                    f"fill it, or write {{{place.name}?}} in the prompt if it may be empty",
+                )
+            if value is ABSENT:
                 raise UsageError(
                     f"a row lacks the column '{place.name}' of the prompt {self.template!r}",
                     f"it has {', '.join(map(repr, row)) or 'none'}; use --raw for text that is already a prompt",

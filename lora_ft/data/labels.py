@@ -26,6 +26,8 @@ def label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]
     rows = [row[:-1] for row in tokenizer.encode_targets(labels)]
     by_tokens: dict[tuple[int, ...], str] = {}
     for label, row, text in zip(labels, rows, tokenizer.decode(rows), strict=True):
+        if not row:
+            raise UsageError(f"the label {label!r} is empty", "remove it")
         if tokenizer.unknown in row:
             raise UsageError(f"the label {label!r} has characters that T5's vocabulary lacks", "spell it differently")
         if (same := by_tokens.setdefault(tuple(row), label)) != label:

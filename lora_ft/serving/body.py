@@ -55,9 +55,9 @@ async def read_json(headers: Mapping[str, str], receive: Receive, limits: Limits
 
 
 def _check_type(headers: Mapping[str, str]) -> None:
-    kind, _, parameters = headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if kind.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+    kind, *parameters = headers.get("content-type", "").lower().split(";")
+    values = {name.strip(): value.strip().strip('"') for name, _, value in (each.partition("=") for each in parameters)}
+    if kind.strip() != "application/json" or values.get("charset", "utf-8") not in ("utf-8", "utf8"):
         raise RequestError(
             f"the content type is not JSON (got {headers.get('content-type', 'none')[:80]!r})",
             "send the header `Content-Type: application/json`",

@@ -52,17 +52,15 @@ class Endpoints:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        parsed = read_chat(await self._body(request), self._limits)
+        body = await self._body(request)
+        try:
+            parsed = read_chat(body, self._limits)
+        except RequestError as error:  # messages without a speaker are usual, and a speaker would not help
+            if (error.param or "").startswith("messages") and isinstance(body.get("model"), str):
+                _chat_of(await self._models.find(body["model"]))
+            raise
         model = await self._models.find(parsed.model)
-        chat = model.settings.chat
-        if chat is None:
-            raise RequestError(
-                f"{model.name} was not trained on chats",
-                "use POST /v1/generate or /v1/completions",
-                param="model",
-                code="unsupported_model",
-            )
-        return await self._openai(request, parsed, model, [(parsed.context(chat), "messages")])
+        return await self._openai(request, parsed, model, [(parsed.context(_chat_of(model)), "messages")])
 
     async def generate(self, request: Request) -> Response:
         """POST /v1/generate."""
@@ -171,6 +169,19 @@ class Endpoints:
             most = limit if cuts else min(limit, row.model.settings.source_length)
             if tokens > most:
                 raise rows_at_work.prompt_too_long(row.param, most)
+
+
+def _chat_of(model: ServedModel) -> Mapping[str, Any]:
+    """Return the settings of a chat task; raise RequestError if the model has another task."""
+    chat = model.settings.chat
+    if chat is None:
+        raise RequestError(
+            f"{model.name} was not trained on chats",
+            "use POST /v1/generate or /v1/completions",
+            param="model",
+            code="unsupported_model",
+        )
+    return chat
 
 
 def _characters(row: str | dict[str, Any]) -> int:

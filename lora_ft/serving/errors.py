@@ -60,7 +60,9 @@ def as_request_error(error: LoraFtError, names: Mapping[str, str], param: str | 
 
 
 def option_quoted(error: LoraFtError, options: Mapping[str, Any]) -> str | None:
-    """Return the option that has a token which the message quotes, or None."""
+    """Return the option that has a token or a label which the message quotes, or None."""
+    if "labels" in options and re.search(r"\blabels?\b", error.message):
+        return "labels"
     numbers = {int(digits) for digits in re.findall(r"\d+", error.message) if len(digits) < 20}
     for name, value in options.items():
         if name.endswith(("_ids", "_id", "_tokens", "allowed")) and numbers & set(_flat(value)):

@@ -216,7 +216,12 @@ def test_placeholder_without_a_column_name_is_refused(template: str) -> None:
         Prompt(template)
 
 
-@pytest.mark.parametrize("row", [{}, {"other": 1}, {"text": None, "other": 1}])
+def test_a_null_is_not_said_to_be_missing() -> None:
+    with pytest.raises(UsageError, match=r"lacks the column 'text' .*: its value is null; .* write \{text\?\}"):
+        Prompt("{text}").fill({"text": None})
+
+
+@pytest.mark.parametrize("row", [{}, {"other": 1}, {"texts": "a", "other": 1}])
 def test_a_row_that_lacks_a_column_is_refused_by_its_name(row: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="lacks the column 'text'") as caught:
         Prompt("{other} {text}" if "other" in row else "{text}").fill(row)

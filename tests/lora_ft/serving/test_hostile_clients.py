@@ -173,6 +173,12 @@ def test_bodies_that_are_no_json_object(
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+def test_parameters_of_a_content_type_are_allowed(small: Running) -> None:
+    for kind in ("application/json; profile=x; charset=UTF-8", 'Application/JSON;charset="utf-8"'):
+        response = httpx.post(f"{small.url}/v1/generate", content=b"{}", headers={"Content-Type": kind})
+        assert response.json()["error"]["code"] == "missing_field"
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values, max_size=3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -112,9 +113,10 @@ def test_a_chat_continues_with_the_next_line(tmp_path: Path) -> None:
         assert stream[-1].usage.completion_tokens == 16
 
 
-def test_only_chat_models_chat(server: Running) -> None:
+@pytest.mark.parametrize("message", [{"role": "user", "content": "A: b"}, {"role": "system", "content": "Be brief."}])
+def test_only_chat_models_chat(server: Running, message: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="not trained on chats") as error:
-        server.client().chat.completions.create(model="echo", messages=[{"role": "user", "content": "A: b"}])
+        server.client().chat.completions.create(model="echo", messages=[message])
     assert error.value.param == "model"
 
 

@@ -64,6 +64,8 @@ def test_errors_of_a_real_engine_name_their_field(running: ServerProcess) -> Non
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"min_new_tokens": 30, "max_new_tokens": 3}, "min_new_tokens"),
         ({"labels": ["abcdefgh"], "max_new_tokens": 2}, "max_new_tokens"),
+        ({"labels": ["é"]}, "labels"),
+        ({"labels": [""]}, "labels"),
     ):
         response = running.post("/v1/generate", model="bundle", rows="a", raw=True, **body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text

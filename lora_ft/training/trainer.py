@@ -116,6 +116,8 @@ class Trainer(Seq2SeqTrainer):
         options: Further arguments of transformers' trainer.
 
     Attributes:
+        positions: Unpadded and all positions of the batches so far, in this process.
+        rows: Rows of these batches.
         states: States of a frozen encoder, or None if every step runs the encoder.
     """
 
@@ -136,7 +138,7 @@ class Trainer(Seq2SeqTrainer):
             loss = functools.partial(token_loss, smoothing=settings.smoothing)
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
-        self.positions = (0, 0)
+        self.positions, self.rows = (0, 0), 0
         self.states: EncoderStates | None = None
         super().__init__(
             args=args,
@@ -179,6 +181,7 @@ class Trainer(Seq2SeqTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         real, padded = count_positions(inputs)
         self.positions = (self.positions[0] + real, self.positions[1] + padded)
+        self.rows += len(inputs["labels"])
         if self._settings.packed:
             inputs = {**inputs, "decoder_attention_mask": inputs["labels"] != IGNORED}
         loss = super().training_step(model, inputs, *args, **options)
@@ -283,28 +286,33 @@ def no_gradient_error() -> LoraFtError:
 class ProgressReporter(TrainerCallback):
     """Callback that reports loss, speed, padding and scores to the progress display.
 
+    Args:
+        progress: Display.
+        counts: Returns the trainer's unpadded positions, positions and rows so far.
+        log: Receives every entry of the log.
+
     Attributes:
         steps: (samples, seconds) of every training step in this process, without evaluation and saving.
     """
 
     def __init__(
-        self, progress: Progress, positions: Callable[[], tuple[int, int]], log: Callable[[Any], None]
+        self, progress: Progress, counts: Callable[[], tuple[int, int, int]], log: Callable[[Any], None]
     ) -> None:
-        self._progress, self._positions, self._log = progress, positions, log
+        self._progress, self._counts, self._log = progress, counts, log
         self._figures = ""
         self._score = ""
-        self._mark = (0.0, 0, (0, 0))  # time, step and positions at the last log
+        self._mark = (0.0, (0, 0, 0))  # time and counts at the last log
         self.steps: list[tuple[int, float]] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress.stage("training", state.max_steps, state.global_step)
-        self._mark = (time.perf_counter(), state.global_step, self._positions())
+        self._mark = (time.perf_counter(), self._counts())
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._step_began = time.perf_counter()
+        self._step_began, self._rows_before = time.perf_counter(), self._counts()[2]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        samples = (self._counts()[2] - self._rows_before) * args.world_size  # an epoch's last batch may be short
         self.steps.append((samples, time.perf_counter() - self._step_began))
         self._progress.advance(state.global_step, self._figures + self._score)
 
@@ -314,18 +322,15 @@ class ProgressReporter(TrainerCallback):
         self._log({"step": state.global_step, **(logs or {})})
         if not logs or "loss" not in logs:
             return
-        then, step, positions_then = self._mark
-        now, positions = time.perf_counter(), self._positions()
+        then, counts_then = self._mark
+        now, counts = time.perf_counter(), self._counts()
         seconds = max(now - then, 1e-9)
-        samples = (
-            (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        real, padded = (positions[i] - positions_then[i] for i in (0, 1))
+        real, padded, rows = (after - before for after, before in zip(counts, counts_then, strict=True))
         self._figures = (
-            f"loss {logs['loss']:.3f}  {samples / seconds:.1f} samples/s  "
+            f"loss {logs['loss']:.3f}  {rows * args.world_size / seconds:.1f} samples/s  "
             f"{real * args.world_size / seconds:,.0f} tokens/s  padding {1 - real / max(padded, 1):.0%}"
         )
-        self._mark = (now, state.global_step, positions)
+        self._mark = (now, counts)
         self._progress.advance(state.global_step, self._figures + self._score)
 
     def on_evaluate(
@@ -338,7 +343,7 @@ class ProgressReporter(TrainerCallback):
         self._progress.note(f"step {state.global_step}: validation {', '.join(shown)}")
         if not math.isfinite((metrics or {}).get(f"eval_{best_metric}", 0.0)):
             self._progress.note(f"warning: the validation {best_metric} is not a number, so it chooses no checkpoint")
-        self._mark = (time.perf_counter(), state.global_step, self._positions())
+        self._mark = (time.perf_counter(), self._counts())
 
 
 class Curves(TensorBoardCallback):

@@ -26,8 +26,19 @@ def test_a_validation_that_is_not_a_number_is_warned_of() -> None:
         def note(self, text: str) -> None:
             notes.append(text)
 
-    reporter = ProgressReporter(Notes(), lambda: (0, 0), lambda entry: None)
+    reporter = ProgressReporter(Notes(), lambda: (0, 0, 0), lambda entry: None)
     arguments: Any = SimpleNamespace(metric_for_best_model="loss")
     for loss in (0.5, math.nan):
         reporter.on_evaluate(arguments, TrainerState(), TrainerControl(), {"eval_loss": loss})
     assert [note.startswith("warning") for note in notes] == [False, False, True]
+
+
+def test_a_step_counts_the_rows_of_its_batch() -> None:
+    counts = [(0, 0, 0)]
+    reporter = ProgressReporter(Silent(), lambda: counts[-1], lambda entry: None)
+    arguments: Any = SimpleNamespace(train_batch_size=8, gradient_accumulation_steps=1, world_size=2)
+    for rows in (8, 11):
+        reporter.on_step_begin(arguments, TrainerState(), TrainerControl())
+        counts.append((0, 0, rows))
+        reporter.on_step_end(arguments, TrainerState(), TrainerControl())
+    assert [samples for samples, _ in reporter.steps] == [16, 6]

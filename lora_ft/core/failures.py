@@ -62,7 +62,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     # A method of errors of click, or of the copy of click in newer versions of typer.
     usage = getattr(error, "format_message", None)
     if callable(usage):
-        return f"{usage()}; see --help for commands and options", 2
+        return f"{usage().rstrip('.')}; see --help for commands and options", 2
     if isinstance(error, OSError):
         return _explain_system(error)
     if reason := disk_error(error):  # safetensors, onnx and torch wrap the system's error in their own

@@ -79,9 +79,8 @@ def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = 
         except (OSError, ValueError, RuntimeError) as error:  # an unknown ~user, a null character, a name too long
             raise UsageError(f"{key}: {name!r} is not a valid path ({first_line(error)})", "correct it") from error
         if not paths:
-            raise UsageError(
-                f"{key}: no file {path}", "correct the name, or set data.root to the folder it starts from"
-            )
+            folder = "" if key.startswith("--") else ", or set data.root to the folder it starts from"
+            raise UsageError(f"{key}: no file {path}", f"correct the name{folder}")
         if not (path.is_file() or paths != [path] or (folders and path.is_dir())):
             raise UsageError(f"{key}: {path} is {kind_of_file(path)}, not a file", "name files with rows")
         yield from paths

@@ -21,6 +21,7 @@ from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers, listed
 from lora_ft.export.checkpoint.weight_files import conversion, has_weights
 from lora_ft.export.families import FAMILIES, MODEL_TYPES
+from lora_ft.export.runtime.manifest import is_export
 from lora_ft.models.byt5 import byte_tokenizer
 from lora_ft.models.offline_base import NOTICE, cached, offline_base
 
@@ -75,6 +76,10 @@ def find_base(name: str) -> Base:
         return Base(name, offline_base(cache_folder()), NOTICE)
     folder = Path(name).expanduser()
     base = Base(name, folder if folder.is_dir() else _from_hub(name))
+    if is_export(base.folder) and not has_weights(base.folder):
+        raise UsageError(
+            f"{name} is an export, not a checkpoint", "pass the run or the checkpoint that it was made from"
+        )
     if not (base.folder / "config.json").is_file():
         raise UsageError(f"the base {name} has no config.json", "pass a transformers checkpoint of a T5")
     if base.config.get("model_type") not in MODEL_TYPES:

@@ -70,6 +70,11 @@ def test_rows_of_a_file_become_jsonl_with_their_outputs(tiny_run: Run, tmp_path:
     assert [row["id"] for row in rows] == ["1", "2"]
 
 
+def test_a_missing_argument_is_one_sentence(capsys: Capture) -> None:
+    assert lora_ft(["train"]) == 2
+    assert capsys.readouterr().err == "error: Missing argument 'TASK...'; see --help for commands and options\n"
+
+
 def test_a_column_that_the_answers_replace_is_named(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "abc", "output": "mine"}\n')
     assert lora_ft(["generate", str(tiny_run.folder), "--input", str(tmp_path / "rows.jsonl"), "--json"]) == 0

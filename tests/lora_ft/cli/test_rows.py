@@ -58,6 +58,12 @@ def test_lines_of_an_answer_stay_lines_when_wrapped(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "def f(a):\n    return a\n\nsome words that\nare longer\n"
 
 
+def test_a_missing_file_of_an_option_has_nothing_to_do_with_a_task(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_inputs([], tmp_path / "none.jsonl")
+    assert caught.value.remedy == "correct the name"
+
+
 def test_a_byte_order_mark_is_not_part_of_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffa b\nc\ufeff\n"))
     assert read_inputs([], None) == ["a b", "c\ufeff"]

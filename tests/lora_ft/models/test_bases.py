@@ -51,6 +51,11 @@ def test_home_folder_is_expanded(tiny_base: Path, monkeypatch: pytest.MonkeyPatc
     assert find_base(f"~/{tiny_base.name}").folder == tiny_base
 
 
+def test_an_export_is_not_a_base(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="is an export, not a checkpoint; pass the run or the checkpoint"):
+        find_base(str(bundle))
+
+
 def test_path_without_a_config_is_refused(copy: Path) -> None:
     (copy / "config.json").unlink()
     with pytest.raises(UsageError) as caught:

@@ -98,6 +98,17 @@ def test_written_task_reads_its_rows(name: str, tmp_path: Path) -> None:
     assert [len(splits[split]) for split in SPLITS] == [48, 6, 6]
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_rows_with_the_keys_of_a_chat_are_rows(wrapped: bool, tmp_path: Path) -> None:
+    rows = [
+        {"id": i, "ts": 1_700_000_000.5 + i, "type": "fault", "text": f"Part {i} broke.", "summary": f"No part {i}."}
+        for i in range(30)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps({"messages": rows} if wrapped else rows))
+    task = init(tmp_path / "t.yaml", data=tmp_path / "train.json")
+    assert task.kind != "group chat" and load_task(task.file).data.target == "summary"
+
+
 def test_few_distinct_targets_are_labels() -> None:
     rows = [{"text": f"film number {i}", "label": i % 3} for i in range(60)]
     guess = guess_task(rows)

@@ -41,8 +41,10 @@ _MESSAGE_KEYS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"event_id"}), "!Matrix (Element)"),
     (frozenset({"creator"}), "!Google Chat"),
     (frozenset({"role", "content"}), "!a chat model"),
-    (frozenset({"ts", "type"}), "slack"),
 )
+# Rows may have such columns too, so their values decide.
+_TELEGRAM_TYPES = ("message", "service", "unsupported")
+_SLACK_TIME = re.compile(r"\d+\.\d+")
 _PAGES = (
     (re.compile(rb"chatlog__"), "!DiscordChatExporter's HTML", "export the channel as JSON"),
     (re.compile(rb"_a6-g|uiBoxWhite|pam _3-95"), "!Messenger's or Instagram's HTML", "download the messages as JSON"),
@@ -152,11 +154,13 @@ def _of_json(file: File, shown: Path) -> str:
     if program is None:
         first = _first(file, "messages.item" if "messages" in keys else "item")
         program = _matching(first.keys(), _MESSAGE_KEYS)
-        if program is None and "messages" in keys:
-            later_keys = set(top_keys(file, telegram_repair)) if not first else set()
-            program = _matching(keys | later_keys, _TOP_KEYS) or "telegram"
-        elif program is None and {"type", "ts"} <= first.keys():
+        if program is None and first.get("type") == "message" and _SLACK_TIME.fullmatch(str(first.get("ts"))):
             program = "slack"
+        elif program is None and "messages" in keys:
+            if not first:
+                program = _matching(set(top_keys(file, telegram_repair)), _TOP_KEYS) or "telegram"
+            elif "id" in first and first.get("type") in _TELEGRAM_TYPES:
+                program = "telegram"
     if program is None:
         raise _unknown(shown)
     if program.startswith("!"):

@@ -134,6 +134,9 @@ def test_unsupported_program_is_named(tmp_path: Path, content: str, program: str
         ),
         ("rows.json", '[{"text": "x"}]', UsageError, "is not a known export of a chat"),
         ("other.json", '{"text": "x"}', UsageError, "is not a known export of a chat"),
+        ("wrapped.json", '{"messages": [{"id": 1, "type": "spam", "text": "x"}]}', UsageError, "is not a known export"),
+        ("times.json", '[{"ts": 5, "type": "fault", "text": "x"}]', UsageError, "is not a known export of a chat"),
+        ("events.json", '[{"ts": "2024-01-15", "type": "message", "text": "x"}]', UsageError, "is not a known export"),
         ("picture.txt", "\x89PNG\0\0", UsageError, "is not a known export of a chat"),
         ("notes.md", "nothing", UsageError, "is not a known export of a chat"),
         ("cut.json", '{"name": "x", ', LoraFtError, "cut.json, after 1 objects, is cut off"),
@@ -143,7 +146,7 @@ def test_unsupported_program_is_named(tmp_path: Path, content: str, program: str
         ("deep.json", 200_000 * "[", LoraFtError, "deep.json is out of bounds at byte 200 (nested deeper"),
         ("long.json", "[" + 4301 * "1", LoraFtError, "long.json is out of bounds at byte 1 (a number of more than"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_unknown_or_damaged_file_is_refused(
     tmp_path: Path, name: str, content: str, kind: type[LoraFtError], part: str

@@ -227,6 +227,11 @@ def test_tables_give_short_floats_as_written_and_refuse_equal_columns(tiny_base:
     listed = frame.astype(object).to_dict("records")
     for table in (frame, datasets.Dataset.from_pandas(frame), [{**listed[0], "score": frame["score"].to_numpy()[0]}]):
         assert make_task(tiny_base, train=table).data.in_memory["train"].rows[0]["score"] == 3.8
+    short = frame["score"].to_numpy()[:1]
+    lists = [{**listed[0], "score": score} for score in (short, list(short), {"each": short})]
+    for table in (lists, pandas.DataFrame(lists)):
+        rows = make_task(tiny_base, train=table).data.in_memory["train"].rows
+        assert [row["score"] for row in rows] == [[3.8], [3.8], {"each": [3.8]}]
     twice = pandas.DataFrame([["a", "b"]], columns=["text", "text"])
     with pytest.raises(lora_ft.TaskError, match="two columns named 'text'"):
         make_task(tiny_base, train=twice)

@@ -20,6 +20,9 @@ import numpy as np
 
 from lora_ft.core.errors import UsageError
 
+Short = bool | Mapping[str, "Short"]
+"""True for 32-bit floats, False for other values, and for an object by key."""
+
 ABSENT: Any = object()
 """Value of a column that is missing from a row. An empty column is None."""
 
@@ -81,14 +84,33 @@ def text_of(value: Any, column: str, *, several: bool = False) -> str:
     raise UsageError(f"column '{column}' holds {_kind(value)}, not text", _remedy(value, column, several))
 
 
-def shortest(value: float | None) -> float | None:
-    """Return the shortest number with the same 32-bit float: 3.8 for 3.799999952316284, the value of such a column."""
-    return None if value is None else float(str(np.float32(value)))
+def shortest(value: Any, short: Short = True) -> Any:
+    """Return a value with the shortest numbers of the same 32-bit floats: 3.8 for 3.799999952316284.
+
+    Args:
+        value: Number, array, null, or lists and objects of them.
+        short: True if its numbers are 32-bit floats, False if not, or of an object by key.
+    """
+    if short is False or value is None:
+        return value
+    if isinstance(value, Mapping):
+        keys = short if isinstance(short, Mapping) else dict.fromkeys(value, short)
+        return {key: shortest(item, keys.get(key, False)) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [shortest(item, short) for item in value]
+    return float(str(np.float32(value)))
 
 
-def short_floats(features: Mapping[str, Any]) -> list[str]:
-    """Return the names of the columns of 32-bit floats, from the features of a `datasets.Dataset`."""
-    return [name for name, feature in features.items() if getattr(feature, "dtype", None) == "float32"]
+def short_floats(feature: Any) -> Short:
+    """Return which numbers of a feature of a `datasets.Dataset`, or of all its features, are 32-bit floats."""
+    if isinstance(feature, Mapping):
+        return {name: short_floats(inner) for name, inner in feature.items()}
+    if isinstance(feature, list):
+        return short_floats(feature[0])
+    inner = getattr(feature, "feature", None)  # of a list
+    return getattr(feature, "dtype", None) == "float32" if inner is None else short_floats(inner)
 
 
 def names_of(row: Mapping[str, Any]) -> str:

@@ -187,7 +187,4 @@ def _read_hub(data: Data, split: str, key: str) -> list[Located]:
     except Exception as error:  # the library raises many types of errors
         raise UsageError(f"{key}: cannot load {data.hub} ({first_line(error)})") from error
     short = short_floats(rows.features)
-    return [
-        (f"{data.hub} {split}[{i}]", {**row, **{name: shortest(row[name]) for name in short}})
-        for i, row in enumerate(rows)
-    ]
+    return [(f"{data.hub} {split}[{i}]", shortest(dict(row), short)) for i, row in enumerate(rows)]

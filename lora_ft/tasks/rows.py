@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.columns import short_floats, shortest
+from lora_ft.core.columns import Short, short_floats, shortest
 
 FOLDER = "data"  # inside a run
 
@@ -60,12 +60,12 @@ def rows_in_memory(value: Any, split: str) -> RowsInMemory | None:
     """
     if value is None or isinstance(value, str | bytes | Path | Mapping):
         return value if isinstance(value, RowsInMemory) else None
-    short: list[Any] = []  # columns of 32-bit floats
+    short: Short = False
     if hasattr(value, "to_dict") and hasattr(value, "columns"):  # a pandas frame
         names = list(map(str, value.columns))
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"the frame has two columns named {repeated!r}; rename or remove one of them")
-        short = [name for name in value.columns if str(value[name].dtype) == "float32"]
+        short = {name: str(value[name].dtype) == "float32" for name in value.columns}
         value = value.to_dict("records")
     elif isinstance(features := getattr(value, "features", None), Mapping):  # a datasets.Dataset
         short = short_floats(features)
@@ -74,9 +74,7 @@ def rows_in_memory(value: Any, split: str) -> RowsInMemory | None:
     rows = list(value)
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         return None
-    plain = [
-        {str(name): _plain(shortest(cell) if name in short else cell) for name, cell in row.items()} for row in rows
-    ]
+    plain = [{str(name): _plain(cell) for name, cell in shortest(dict(row), short).items()} for row in rows]
     return RowsInMemory(f"{FOLDER}/{split}.jsonl", plain)
 
 
@@ -90,7 +88,7 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if type(value).__name__ == "float32":
+    if str(getattr(value, "dtype", "")).endswith("float32"):  # of an array, a tensor or a number
         return _plain(shortest(value))
     if type(value).__name__ in ("NAType", "NaTType"):  # types of pandas, which may not be installed
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lora_ft.core.columns import shortest
+from lora_ft.core.columns import Short, shortest
 from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.memory import allowed_memory
 from lora_ft.data.formats.content import Content, Located
@@ -54,12 +54,18 @@ def read_parquet(content: Content) -> list[Located]:
 def _values(content: Content, name: str, column: Any) -> list[Any]:
     """Return the values of a column; raise LoraFtError if Python cannot represent them."""
     try:
-        values: list[Any] = column.to_pylist()
-        if str(column.type) == "float":
-            values = list(map(shortest, values))
+        values: list[Any] = shortest(column.to_pylist(), _short_floats(column.type))
     except (ValueError, OverflowError, ArithmeticError, ImportError) as error:
         raise LoraFtError(
             f"{content.file}: column '{name}' cannot be read as {column.type} ({first_line(error)})",
             "write it as text, or leave it out",
         ) from error
     return values
+
+
+def _short_floats(kind: Any) -> Short:
+    """Return which numbers of a type of pyarrow are 32-bit floats."""
+    if str(kind).startswith("struct<"):
+        return {field.name: _short_floats(field.type) for field in kind}
+    inner = getattr(kind, "value_type", None)  # of a list or a category
+    return str(kind) == "float" if inner is None else _short_floats(inner)

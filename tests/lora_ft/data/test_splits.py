@@ -125,8 +125,10 @@ def test_hub_data_set_is_read_by_the_names_of_its_splits(make_task: MakeTask, mo
 
     def load_dataset(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
         calls.append((name, config, split, revision))
-        rows = datasets.Dataset.from_list([{"text": split, "answer": "a", "score": 3.8}])
-        return rows.cast_column("score", datasets.Value("float32"))
+        rows = [{"text": split, "answer": "a", "score": 3.8, "more": [{"each": [3.8, None]}]}]
+        text, short = datasets.Value("string"), datasets.Value("float32")
+        features = {"text": text, "answer": text, "score": short, "more": [{"each": datasets.Sequence(short)}]}
+        return datasets.Dataset.from_list(rows, features=datasets.Features(features))
 
     monkeypatch.setattr("lora_ft.data.splits.require_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -134,6 +136,7 @@ def test_hub_data_set_is_read_by_the_names_of_its_splits(make_task: MakeTask, mo
     assert calls == [("someone/rows", "en", "train", "v1"), ("someone/rows", "en", "dev", "v1")]
     assert prompts(splits.train) == ["say: train"] and prompts(splits.validation) == ["say: dev"]
     assert splits.train[0].row["score"] == 3.8
+    assert splits.train[0].row["more"] == [{"each": [3.8, None]}]
 
 
 def test_error_of_the_hub_is_reported(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,10 @@ def test_short_floats_are_the_numbers_that_were_written() -> None:
     numbers = [3.8, 0.1, 1e20, None, 5.0]
     rows = read_parquet(content(pyarrow.table({"score": pyarrow.array(numbers, pyarrow.float32())})))
     assert [row["score"] for _, row in rows] == numbers
+    kind = pyarrow.struct({"list": pyarrow.list_(pyarrow.float32()), "wide": pyarrow.float64()})
+    nested = [{"list": numbers, "wide": 3.799999952316284}, None, {"list": None, "wide": None}]
+    rows = read_parquet(content(pyarrow.table({"nested": pyarrow.array([nested, []], pyarrow.list_(kind))})))
+    assert [row["nested"] for _, row in rows] == [nested, []]
 
 
 def test_many_batches_are_numbered_through() -> None:

@@ -17,12 +17,13 @@ from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group import AdapterGroup
 from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
+from lora_ft.multi_lora.planner import MemoryNeed, kept_states
 from lora_ft.multi_lora.resume_point import Pause
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
 from lora_ft.runs.group_record import GROUPS_FOLDER
 from lora_ft.tasks.schema import Task
-from lora_ft.training.encoder_states import EncoderStates, distinct_prompts, states_fit
+from lora_ft.training.encoder_states import EncoderStates, distinct_prompts
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.resume_keeper import ValidationStop
@@ -180,14 +181,11 @@ def _encoder_states(job: GroupJob, model: Any) -> dict[str, EncoderStates]:
     Tasks with the same prompts share their states. All tasks of the job decide, even those that have left the group, so
     that a resumed group computes the same bits.
     """
-    plans = [job.plans[name] for name in job.names]
-    if not (all(plan.states for plan in plans) and any(plan.keeps_states for plan in plans)):
+    needs = [MemoryNeed.of(data, job.plans[name]) for name, data in zip(job.names, job.data, strict=True)]
+    if not kept_states(needs):
         return {}
     prompts = [tuple(distinct_prompts(data.rows)) for data in job.data]
-    numbers = dict(zip(prompts, (plan.states for plan in plans), strict=True))
-    if not states_fit(sum(numbers.values()), packed=job.packed):
-        return {}
-    shared = {own: EncoderStates(model, own, packed=job.packed) for own in numbers}
+    shared = {own: EncoderStates(model, own, packed=job.packed) for own in dict.fromkeys(prompts)}
     return {name: shared[own] for name, own in zip(job.names, prompts, strict=True)}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lora_ft.core.errors import UsageError
 from lora_ft.tasks.schema import Task
+from lora_ft.training.encoder_states import distinct_prompts, states_bytes, states_fit
 from lora_ft.training.memory_estimates import GIB, Batch, MemoryEstimate, Shape, StepOptions, training_memory
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
@@ -100,12 +101,20 @@ class MemoryNeed:
         adapter: Number of parameters of its adapter.
         rank: Largest rank of its adapter.
         batch: Rows of a pass, and its longest source and target, in tokens.
+        prompts: Hash of its distinct prompts, since tasks with the same prompts share encoder states.
+        states: Numbers in the encoder states of these prompts, or 0 if they change.
+        keeps_states: True if it would keep these states when trained alone.
+        packed: True if it trains on packed rows in a group, see `GroupJob.packed`.
     """
 
     name: str
     adapter: int
     rank: int
     batch: Batch
+    prompts: int = 0
+    states: int = 0
+    keeps_states: bool = False
+    packed: bool = False
 
     @classmethod
     def of(cls, data: PreparedData, plan: Plan) -> MemoryNeed:
@@ -113,7 +122,21 @@ class MemoryNeed:
         lora, train = data.task.lora, data.task.train
         longest = [max(len(getattr(row, side)) for row in data.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
-        return cls(data.task.name, plan.trainable, max(lora.r, *lora.rank_pattern.values(), 1), batch)
+        rank, prompts = max(lora.r, *lora.rank_pattern.values(), 1), hash(tuple(distinct_prompts(data.rows)))
+        packed = plan.packed and not lora.lora_dropout
+        return cls(data.task.name, plan.trainable, rank, batch, prompts, plan.states, plan.keeps_states, packed)
+
+
+def kept_states(needs: Sequence[MemoryNeed]) -> int:
+    """Return the memory of the encoder states that an adapter group keeps, in bytes; 0 if each step runs the encoder.
+
+    Its members share the base and its encoder, so it keeps the states of all or of none, and those of equal prompts
+    once.
+    """
+    if not (all(need.states for need in needs) and any(need.keeps_states for need in needs)):
+        return 0
+    numbers, packed = sum({need.prompts: need.states for need in needs}.values()), all(need.packed for need in needs)
+    return states_bytes(numbers, packed=packed) if states_fit(numbers, packed=packed) else 0
 
 
 def group_memory(shape: Shape, needs: Sequence[MemoryNeed], options: StepOptions) -> MemoryEstimate:
@@ -163,7 +186,7 @@ def plan_groups(
     """
 
     def total(members: Sequence[MemoryNeed]) -> int:
-        return group_memory(shape, members, options).total
+        return group_memory(shape, members, options).total + kept_states(members)
 
     groups: list[list[MemoryNeed]] = []
     for need in sorted(needs, key=lambda need: (-need.batch.source, -need.batch.target)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lora_ft.multi_lora.planner import (
     balanced_size,
     describe_groups,
     group_memory,
+    kept_states,
     plan_groups,
     require_groupable,
 )
@@ -98,6 +100,27 @@ def test_groups_fill_memory_with_tasks_of_similar_length() -> None:
     assert all(group.total <= room for group in groups)
     assert len(plan_groups(SMALL, needs, 10 * room, PLAIN)) == 1
     assert [len(group.names) for group in plan_groups(SMALL, needs, 10 * room, PLAIN, 4)] == [4, 2]
+
+
+def with_states(name: str, states: int, prompts: int, *, keeps: bool = True) -> MemoryNeed:
+    return replace(need(name), prompts=prompts, states=states, keeps_states=keeps)
+
+
+def test_groups_count_the_encoder_states_that_they_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ft.training.encoder_states.allowed_memory", lambda: 4_000_000)
+    first, same, other = with_states("a", 100_000, 1), with_states("b", 100_000, 1), with_states("c", 50_000, 2)
+    assert kept_states([first, same]) == 400_000
+    assert kept_states([first, replace(other, keeps_states=False)]) == 600_000
+    assert kept_states([first, replace(other, states=0)]) == 0
+    assert kept_states([replace(each, packed=True) for each in (first, other)]) == 300_000
+    assert kept_states([first, replace(other, packed=True)]) == 600_000
+    assert kept_states([replace(each, keeps_states=False) for each in (first, other)]) == 0
+    assert kept_states([with_states("d", 200_001, 3), other]) == 0  # more than a quarter of the memory
+    alone = group_memory(SMALL, [first], PLAIN).total
+    assert plan_groups(SMALL, [first], 10**12, PLAIN)[0].total == alone + 400_000
+    pair = group_memory(SMALL, [first, other], PLAIN).total
+    assert len(plan_groups(SMALL, [first, other], pair + 600_000, PLAIN)) == 1
+    assert len(plan_groups(SMALL, [first, other], pair + 599_999, PLAIN)) == 2
 
 
 def test_too_large_task_is_planned_alone_with_a_warning() -> None:

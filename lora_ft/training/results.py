@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lora_ft.core.distributed import processes
-from lora_ft.core.hardware import allowed_cpus, cores, cpu_name
+from lora_ft.core.hardware import allowed_cpus, cores, cpu_name, torch_threads
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.trainer import ProgressReporter, Trainer
@@ -99,7 +99,7 @@ def hardware_name(plan: Plan) -> str:
     """Return a description of the hardware that a run was trained on."""
     if plan.device == "cuda":
         return f"{processes()} x {torch.cuda.get_device_name(0)}"
-    return cores(allowed_cpus(), cpu_name())
+    return cores(min(allowed_cpus(), processes() * torch_threads()), cpu_name())
 
 
 def append_entry(path: Path, entry: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The measurements of a run whose validation is not a number."""
+"""The measurements of a run whose validation is not a number, and the hardware that its record names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from lora_ft.core.progress import Silent
-from lora_ft.training.results import finite_score
+from lora_ft.training.results import finite_score, hardware_name
 from lora_ft.training.trainer import ProgressReporter
 
 
@@ -42,3 +42,16 @@ def test_a_step_counts_the_rows_of_its_batch() -> None:
         counts.append((0, 0, rows))
         reporter.on_step_end(arguments, TrainerState(), TrainerControl())
     assert [samples for samples, _ in reporter.steps] == [16, 6]
+
+
+@pytest.mark.parametrize(("variable", "expected"), [(None, 4), ("2", 2), ("1", 1), ("16", 4)])
+def test_recorded_cores_are_those_that_the_threads_may_use(
+    variable: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("lora_ft.core.hardware", "lora_ft.training.results"):
+        monkeypatch.setattr(f"{module}.allowed_cpus", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    plan: Any = SimpleNamespace(device="cpu")
+    assert hardware_name(plan).startswith(f"{expected} core")

@@ -5,13 +5,14 @@ A bundle goes by its name. An adapter goes by `bank/adapter`, and by its own nam
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.serving.errors import RequestError
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ class ServedModel:
         """Prompt, tokenizer, labels and options of the task.
 
         Raises:
-            RequestError: The adapter was removed.
+            RequestError: The adapter was removed (status 404), or its file cannot be read (status 503).
         """
         try:
             return self.engine.generator.of(self.adapter)
         except UsageError as error:
             raise unknown_model(self.name) from error
+        except LoraFtError as error:
+            raise _unreadable_model(self.name, error) from error
 
 
 class Registry:
@@ -90,9 +93,12 @@ class Registry:
         return name in self._models
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return the entries of GET /v1/models."""
-        unique = {model.name: model for model in self._models.values()}
-        return [self.entry(model) for model in unique.values()]
+        """Return the entries of GET /v1/models, without adapters that were just removed or cannot be read."""
+        entries = []
+        for model in {model.name: model for model in self._models.values()}.values():
+            with contextlib.suppress(RequestError):
+                entries.append(self.entry(model))
+        return entries
 
     def entry(self, model: ServedModel) -> dict[str, Any]:
         """Return one entry of GET /v1/models; `task` is an addition to OpenAI's."""
@@ -122,3 +128,11 @@ def unknown_model(name: str) -> RequestError:
         status=404,
         code="model_not_found",
     )
+
+
+def _unreadable_model(name: str, error: LoraFtError) -> RequestError:
+    failure = RequestError(
+        f"model {name[:80]!r} cannot be read", "tell the operator of the server", status=503, code="model_failed"
+    )
+    failure.reason = str(error)
+    return failure

@@ -6,12 +6,13 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.errors import BundleError, LoraFtError, UsageError
 from lora_ft.serving.event_stream import EventStream
 from lora_ft.serving.keys import ApiKeys
 from tests.lora_ft.serving.conftest import Running, serving, wait_for
@@ -266,6 +267,23 @@ def test_an_engine_that_has_failed_is_503(server: Running, engine: FakeEngine) -
     engine.unexpected = LoraFtError("the engine has failed")
     response = server.post("/v1/completions", **BODY)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed")
+
+
+def test_an_adapter_that_cannot_be_read_is_503_and_is_not_listed(tmp_path: Path) -> None:
+    bank = FakeEngine(tmp_path / "bank", adapters={"one": "{text}", "two": "{text}"})
+    settings_of = bank.generator.of
+
+    def damaged(adapter: str | None) -> Any:
+        if adapter == "two":
+            raise BundleError("the file of the adapter is gone")
+        return settings_of(adapter)
+
+    bank.generator.of = damaged
+    with serving({"bank": bank}) as running:
+        assert [model["id"] for model in running.get("/v1/models").json()["data"]] == ["bank", "one"]
+        response = running.post("/v1/completions", model="two", prompt="a")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed")
+        assert running.line_of(response)["reason"] == "the file of the adapter is gone"
 
 
 def test_an_adapter_that_was_just_removed_is_404(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ft.core.errors import UsageError
+from lora_ft.core.user_paths import expanded
 from lora_ft.export.runtime.manifest import is_bundle, not_a_bundle
 
 if TYPE_CHECKING:
@@ -74,13 +75,14 @@ def named_bundles(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, Path
         name, equals, folder = argument.partition("=")
         if not equals or is_bundle(Path(argument)):
             name, folder = Path(argument).resolve().name, argument
-        if not is_bundle(Path(folder)):
-            raise not_a_bundle(Path(folder))
+        place = expanded(folder)  # some shells leave ~ after = as it is
+        if not is_bundle(place):
+            raise not_a_bundle(place)
         if not name or "/" in name:
             raise UsageError(f"the name of {folder} is unusable (got {name!r})", "give NAME=FOLDER without slashes")
         if name in bundles:
             raise UsageError(f"two bundles are named {name}", f"give one of them as NAME={folder}")
-        bundles[name] = Path(folder)
+        bundles[name] = place
     if not bundles:
         raise UsageError("no bundle is named", "give a folder that `lora-ft export` wrote")
     return bundles

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.core.errors import UsageError
 from lora_ft.core.hardware import torch_threads
 from lora_ft.core.prompt import Prompt
+from lora_ft.core.user_paths import expanded
 from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.manifest import is_bundle, is_export, not_a_bundle
 from lora_ft.models.backends import OnnxBackend, TorchBackend
@@ -43,7 +44,7 @@ def load(
         UsageError, LoraFtError: The model does not exist, or is damaged.
     """
     name = os.fspath(model)
-    folder = Path(name)
+    folder = expanded(name)
     if is_bundle(folder):
         _require_no_base(name, base)
         return bundle_model(name, Generator.load(folder, provider=provider), adapter)
@@ -57,7 +58,7 @@ def load(
     from lora_ft.models.peft_adapter import holds_adapter
 
     if holds_adapter(folder):
-        return _open_adapter(name, base, task)
+        return _open_adapter(str(folder), base, task)
     _require_no_base(name, base)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UsageError(

@@ -24,6 +24,7 @@ from lora_ft.generate import generate, new_seed, stream
 from lora_ft.models.loading import load
 from lora_ft.models.model import Model
 from lora_ft.runs.run import Run
+from lora_ft.serve import named_bundles
 
 
 class Notes(Silent):
@@ -176,6 +177,15 @@ def test_rows_without_a_prompt_are_refused(tiny_base: Path, model: Model) -> Non
         generate(load(str(tiny_base)), [{"text": "abc"}], {})
     with pytest.raises(UsageError, match="lacks the column 'text'"):
         generate(model, [{"words": "abc"}], {})
+
+
+def test_a_folder_may_begin_with_the_home_folder(
+    tiny_run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tiny_run.folder, bundle_folder):
+        monkeypatch.setenv("HOME", str(folder.parent))
+        assert load(f"~/{folder.name}").generate(["abc"]) == load(folder).generate(["abc"])
+    assert named_bundles([f"a=~/{bundle_folder.name}"]) == {"a": bundle_folder}
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def measure(base: Base, counts: Sequence[int], settings: Settings) -> list[Timin
         timings = [Timing(*kind, 0, round(alone, 2), 1.0)]
         for count in counts:
             batch = Batch(settings.rows, settings.source, settings.target)
-            need = MemoryNeed("", works[0][1].trainable, settings.rank, batch)
+            need = MemoryNeed("", works[0][1].trainable, settings.rank, batch, packed=works[0][1].packed)
             total = group_memory(
                 Shape.of(base.config),
                 [need] * count,

@@ -86,6 +86,12 @@ def test_group_of_one_needs_the_memory_of_training_alone() -> None:
     )
 
 
+def test_packed_rows_need_no_room_for_fragments_unless_one_adapter_has_dropout() -> None:
+    packed, padded = replace(need("a"), packed=True), need("b")
+    assert group_memory(SMALL, [packed] * 2, PLAIN) == group_memory(SMALL, [padded] * 2, StepOptions())
+    assert group_memory(SMALL, [packed, padded], PLAIN) == group_memory(SMALL, [padded] * 2, PLAIN)
+
+
 def test_memory_grows_with_adapters_only() -> None:
     small, large = (group_memory(SMALL, [need(str(i), rows=1) for i in range(count)], PLAIN) for count in (1, 11))
     assert large.weights - small.weights == 4 * 10 * 344_064

@@ -281,7 +281,7 @@ def _from_hub(name: str) -> Path:
     if trouble:
         raise UsageError(
             f"{name} is not a folder, and the Hub cannot be asked for a base of this name ({trouble})",
-            "correct the path, or use base 'offline'",
+            "correct the path of the checkpoint, or use base 'offline'",
         )
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))

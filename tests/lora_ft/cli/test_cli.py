@@ -200,7 +200,7 @@ def test_errors_in_the_base(make_task: MakeTask, tmp_path: Path, capsys: Capture
         2,
         "HF_HUB_OFFLINE",
         "'offline'",
-        "path of a checkpoint",
+        "path of the checkpoint",
     )
     fails(capsys, ["train", make_task(base="./gone")], 2, "no base at", "offline")
     bart = save_tiny_t5(tmp_path / "bart")

@@ -97,7 +97,7 @@ def test_a_name_is_not_said_to_be_on_a_hub_that_cannot_be_asked() -> None:
         find_base("nobody/has-this-base")
     assert caught.value.message.startswith("nobody/has-this-base is not a folder, and the Hub cannot be asked")
     assert "HF_HUB_OFFLINE is set" in caught.value.message
-    assert caught.value.remedy == "correct the path, or use base 'offline'"
+    assert caught.value.remedy == "correct the path of the checkpoint, or use base 'offline'"
 
 
 class Hub:

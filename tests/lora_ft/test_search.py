@@ -72,7 +72,9 @@ def test_the_winner_equals_its_task_trained_alone(searched: SearchResult, tmp_pa
         [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
         for run in (searched.run, alone)
     ]
-    assert steps[0] == [1, *steps[1]]  # only the search scores the first rung
+    winner = next(trial for trial in searched.record.trials if trial.name == searched.record.winner)
+    first_rung = [1] if winner.repeats is None else []  # only the search scores it; repetitions do not pause
+    assert steps[0] == [*first_rung, *steps[1]]
     assert searched.run.task.train.eval_every == searched.record.trials[0].interval == 4
 
 
@@ -136,12 +138,12 @@ def test_a_space_may_be_passed_with_a_task(make_task: MakeTask, tmp_path: Path) 
 
 
 def test_trials_of_different_lengths_pause_at_their_own_rungs(make_task: MakeTask, tmp_path: Path) -> None:
-    task = load_task(make_task(train={"num_train_epochs": 3, "metric_for_best_model": "loss"}))
+    task = load_task(make_task(train={"num_train_epochs": 4, "metric_for_best_model": "loss"}))
     space = {"train.per_device_train_batch_size": [2, 8]}
     record = search(task, tmp_path / "out", space=space, seeds=1).record
     long, short = sorted(record.trials, key=lambda trial: -trial.steps)
-    assert (long.steps, long.interval, short.steps, short.interval) == (36, 9, 9, 2)
-    for trial, scored in ((long, [2, 9, 18, 27, 36]), (short, [1, 2, 4, 6, 8, 9])):
+    assert (long.steps, long.interval, short.steps, short.interval) == (48, 12, 12, 3)
+    for trial, scored in ((long, [3, 12, 24, 36, 48]), (short, [1, 3, 6, 9, 12])):
         assert trial.state == "finished" and [step for step, _ in trial.curve] == scored
         rungs = (scored[0], trial.interval, trial.steps)
         assert trial.scores == [min(score for step, score in trial.curve if step <= rung) for rung in rungs]

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ft.core.user_paths import expanded
+
 
 class SplitChoice(StrEnum):
     """A split of a task."""
@@ -125,4 +127,4 @@ def start_overrides(adapter: str | None) -> list[str]:
     """Return the task override that `--from ADAPTER` stands for, or an empty list without it."""
     if adapter is None:
         return []
-    return [f"lora.start_from={json.dumps(str(Path(adapter).expanduser().resolve()))}"]
+    return [f"lora.start_from={json.dumps(str(expanded(adapter).resolve()))}"]

@@ -16,6 +16,7 @@ from lora_ft.core.errors import LoraFtError, UsageError, first_line
 from lora_ft.core.files import read_json
 from lora_ft.core.hub import hub_trouble
 from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.core.user_paths import expanded
 from lora_ft.export.checkpoint.architecture import Architecture
 from lora_ft.export.checkpoint.reader import Checkpoint
 from lora_ft.export.checkpoint.tensor_checks import check_names, check_numbers, listed
@@ -74,7 +75,7 @@ def find_base(name: str) -> Base:
     """
     if name == OFFLINE:
         return Base(name, offline_base(cache_folder()), NOTICE)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     base = Base(name, folder if folder.is_dir() else _from_hub(name))
     if is_export(base.folder) and not has_weights(base.folder):
         raise UsageError(

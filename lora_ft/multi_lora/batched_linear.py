@@ -41,8 +41,8 @@ class BatchRouting:
         blocks: (adapters, rows of each) for consecutive adapters with equally many rows; -1 rows means all rows.
         order: Numbers of the adapters in batch order [m], or a slice of the stack, which needs no copy.
         drops: (adapter number, rows, dropout or None) in batch order; empty if no adapter has dropout.
-        numbers: Numbers of the adapters in the order of the batch.
-        spans: Tokens of each of `numbers` among the packed sources and targets; only for packed rows.
+        numbers: Numbers of the adapters in the order of a packed batch; not set for padded rows.
+        spans: Tokens of each of `numbers` among the packed sources and targets.
     """
 
     def __init__(self) -> None:

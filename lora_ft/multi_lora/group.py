@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from lora_ft.core.energy import SOURCES, meter
 from lora_ft.core.tokenizer import IGNORED
-from lora_ft.multi_lora.batched_linear import SOURCE, TARGET
+from lora_ft.multi_lora.batched_linear import TARGET
 from lora_ft.multi_lora.dashboard import AdapterStatus, Dashboard
 from lora_ft.multi_lora.group_member import MemberTrainer, failure_text, publish
 from lora_ft.multi_lora.joint_batches import MemberBatch, concatenate, pack, plan_passes
@@ -193,18 +193,13 @@ class AdapterGroup:
             [rows, width, d], or packed [tokens, d].
         """
         width = max(share.lengths[0] for share in shares)
-        spans, parts = self._stack.route.spans[SOURCE], []
-        for number, share in enumerate(shares):
+        parts = []
+        for share in shares:
             kept = self.members[share.adapter].states
             if kept is None:
                 return None  # then no member has states
-            states = kept.read(share.batch)
-            missing = (
-                spans[number].stop - spans[number].start - len(states)
-                if self._stack.packed
-                else width - states.shape[1]
-            )
-            parts.append(pad(states, (0, 0, 0, missing)))
+            missing = 0 if self._stack.packed else width - share.lengths[0]
+            parts.append(pad(kept.read(share.batch), (0, 0, 0, missing)))
         return torch.cat(parts)
 
     def _route_rows(self, number: int) -> None:

@@ -17,7 +17,7 @@ from lora_ft.multi_lora.dashboard import Dashboard
 from lora_ft.multi_lora.group import AdapterGroup
 from lora_ft.multi_lora.group_member import MemberTrainer, publish
 from lora_ft.multi_lora.peft_adapter import make_adapter
-from lora_ft.multi_lora.planner import MemoryNeed, kept_states
+from lora_ft.multi_lora.planner import MemoryNeed, kept_states, packs_rows
 from lora_ft.multi_lora.resume_point import Pause
 from lora_ft.multi_lora.snapshots import Snapshot, Snapshots
 from lora_ft.multi_lora.stacked_weights import StackedWeights
@@ -66,8 +66,8 @@ class GroupJob:
 
     @property
     def packed(self) -> bool:
-        """True if the group trains on packed rows. Dropout draws its numbers for padded rows."""
-        return self.first[1].packed and not any(data.task.lora.lora_dropout for data in self.data)
+        """True if the group trains on packed rows, which all tasks must allow."""
+        return all(packs_rows(data.task, self.plans[data.task.name]) for data in self.data)
 
     @property
     def folder(self) -> Path:

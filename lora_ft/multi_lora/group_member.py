@@ -19,7 +19,7 @@ from transformers.trainer_utils import speed_metrics
 from lora_ft.core.errors import LoraFtError
 from lora_ft.core.files import read_json, sync_tree, write_json
 from lora_ft.core.progress import Silent
-from lora_ft.data.batching import collate, count_positions
+from lora_ft.data.batching import collate
 from lora_ft.multi_lora.batched_linear import PerAdapterDropout
 from lora_ft.multi_lora.dashboard import AdapterStatus
 from lora_ft.multi_lora.peft_adapter import Adapter
@@ -194,8 +194,7 @@ class MemberTrainer:
             collate([rows[i] for i in numbers[start : start + size]], first) for start in range(0, len(numbers), size)
         ]
         for batch in batches:
-            counted = count_positions(batch)
-            trainer.positions = (trainer.positions[0] + counted[0], trainer.positions[1] + counted[1])
+            trainer.count(batch)
         return batches
 
     def _draw(self) -> None:

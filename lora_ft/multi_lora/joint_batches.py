@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lora_ft.core.tokenizer import IGNORED
-from lora_ft.training.packed_rows import MULTIPLE, PackedRows
+from lora_ft.training.packed_rows import PackedRows
 
 # Fixed cost of a pass through the model, in positions computed in the same time. Measured with the prototype on two
 # cores: 18 samples/s of 24+16 tokens alone and 38 with four adapters.
@@ -81,8 +81,8 @@ def concatenate(shares: Sequence[MemberBatch], device: torch.device) -> dict[str
 def pack(shares: Sequence[MemberBatch]) -> tuple[dict[str, Tensor], tuple[list[slice], list[slice]]]:
     """Return one batch with the rows of all shares for a model that packs rows, and the tokens of each share.
 
-    A row without a loss follows those of a share. It fills the share's tokens up to a multiple of `MULTIPLE`, since
-    oneDNN compiles each size of a matrix product.
+    A row without a loss follows those of a share. It fills up the share's tokens, as `PackedRows` does at the end of a
+    batch.
 
     Returns:
         The batch on the CPU, and each share's tokens among the packed sources and the packed targets.
@@ -92,19 +92,13 @@ def pack(shares: Sequence[MemberBatch]) -> tuple[dict[str, Tensor], tuple[list[s
     for share in shares:
         batch = {**share.batch, "decoder_attention_mask": (share.batch["labels"] != IGNORED).long()}
         sides = [PackedRows.of(batch[name]) for name in ("attention_mask", "decoder_attention_mask")]
-        fillers = [filler_length(side) for side in sides]
-        for own, side, filler in zip(spans, sides, fillers, strict=True):
+        for own, side in zip(spans, sides, strict=True):
             start = own[-1].stop if own else 0
-            own.append(slice(start, start + sum(side.lengths) + filler))
+            own.append(slice(start, start + sum(side.lengths) + side.filler))
         for name, part in batch.items():
             value = 1 if name.endswith("mask") else _FILL[name]
-            rows[name] += [*part, torch.full((fillers[name not in _SOURCES],), value, dtype=part.dtype)]
+            rows[name] += [*part, torch.full((sides[name not in _SOURCES].filler,), value, dtype=part.dtype)]
     return {
         name: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=_FILL.get(name, 0))
         for name, parts in rows.items()
     }, spans
-
-
-def filler_length(packed: PackedRows) -> int:
-    """Return the length of the row that follows those of a share; attention needs at least one token."""
-    return packed.filler or MULTIPLE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,15 +25,13 @@ class GroupProjection:
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        self._columns: list[tuple[slice, MultiLoraLinear]] = []
-        bases, start = [], 0
-        for layer in layers:
-            base = layer.base if isinstance(layer, MultiLoraLinear) else layer
-            if isinstance(layer, MultiLoraLinear):
-                self._columns.append((slice(start, start + base.out_features), layer))
-            bases.append(base)
-            start += base.out_features
-        self._bases = bases
+        self._bases = [layer.base if isinstance(layer, MultiLoraLinear) else layer for layer in layers]
+        ends = list(accumulate(base.out_features for base in self._bases))
+        self._columns = [
+            (slice(end - base.out_features, end), layer)
+            for end, base, layer in zip(ends, self._bases, layers, strict=True)
+            if isinstance(layer, MultiLoraLinear)
+        ]
         self._weight: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class MemoryNeed:
         prompts: Hash of its distinct prompts, since tasks with the same prompts share encoder states.
         states: Numbers in the encoder states of these prompts, or 0 if they change.
         keeps_states: True if it would keep these states when trained alone.
-        packed: True if it trains on packed rows in a group, see `GroupJob.packed`.
+        packed: See `packs_rows`.
     """
 
     name: str
@@ -123,8 +123,13 @@ class MemoryNeed:
         longest = [max(len(getattr(row, side)) for row in data.rows) for side in ("input_ids", "labels")]
         batch = Batch(train.per_device_train_batch_size, *longest)
         rank, prompts = max(lora.r, *lora.rank_pattern.values(), 1), hash(tuple(distinct_prompts(data.rows)))
-        packed = plan.packed and not lora.lora_dropout
-        return cls(data.task.name, plan.trainable, rank, batch, prompts, plan.states, plan.keeps_states, packed)
+        kept, packed = plan.keeps_states, packs_rows(data.task, plan)
+        return cls(data.task.name, plan.trainable, rank, batch, prompts, plan.states, kept, packed)
+
+
+def packs_rows(task: Task, plan: Plan) -> bool:
+    """Return whether a task allows its group to train on packed rows. Dropout draws its numbers for padded rows."""
+    return plan.packed and not task.lora.lora_dropout
 
 
 def kept_states(needs: Sequence[MemoryNeed]) -> int:

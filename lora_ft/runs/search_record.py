@@ -30,7 +30,6 @@ class Trial:
         seed: Seed of the training.
         parameters: Number of trained parameters.
         steps: Optimizer steps of its plan.
-        interval: Steps between evaluations.
         repeats: Number of the trial that it repeats with another seed, or None.
         state: A paused trial is behind others, and continues only if it is promoted.
         step: Number of finished steps.
@@ -46,7 +45,6 @@ class Trial:
     seed: int
     parameters: int
     steps: int
-    interval: int
     repeats: int | None = None
     state: State = "waiting"
     step: int = 0

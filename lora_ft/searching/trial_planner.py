@@ -36,7 +36,7 @@ class TrialPlanner:
 
     def task(self, trial: Trial) -> Task:
         """Return the task of a trial."""
-        settings = trial.settings | {"train.seed": trial.seed, "train.eval_every": trial.interval}
+        settings = trial.settings | {"train.seed": trial.seed, "train.eval_every": self.ladder.interval(trial.steps)}
         return with_settings(self.data.task, settings).model_copy(update={"name": trial.name})
 
     def prepared(self, trial: Trial) -> PreparedData:
@@ -50,7 +50,7 @@ class TrialPlanner:
     def trial(self, number: int, settings: Mapping[str, Any]) -> Trial:
         """Return a new trial. It is failed if the task does not allow its combination of values."""
         task = self.data.task
-        trial = Trial(number, f"{task.name}-{number:03}", dict(settings), task.train.seed, 0, 0, 1)
+        trial = Trial(number, f"{task.name}-{number:03}", dict(settings), task.train.seed, 0, 0)
         try:
             require_groupable([self.task(trial)])
             plan = self.plan(trial)
@@ -58,7 +58,6 @@ class TrialPlanner:
             trial.state, trial.reason = "failed", error.message
             return trial
         trial.parameters, trial.steps = plan.trainable, plan.steps
-        trial.interval = self.ladder.interval(plan.steps)
         return trial
 
     def repetition(self, trial: Trial, number: int, seed: int) -> Trial:

@@ -202,11 +202,13 @@ def prompt_too_long(param: str, most: int) -> RequestError:
 
 def engine_failure(error: LoraFtError) -> RequestError:
     """Return the answer to a request whose generation failed (status 503)."""
-    failure = RequestError(
-        "the model stopped before the answer was complete", "send the request again", status=503, code="model_failed"
+    return RequestError(
+        "the model stopped before the answer was complete",
+        "send the request again",
+        status=503,
+        code="model_failed",
+        reason=str(error),
     )
-    failure.reason = str(error)
-    return failure
 
 
 def _piece(row: int, delta: Delta, stops: StopSequences) -> Piece:

@@ -22,8 +22,6 @@ class RequestError(LoraFtError):
         reason: Reason for the log, which clients do not see.
     """
 
-    reason = ""
-
     def __init__(
         self,
         message: str,
@@ -33,9 +31,11 @@ class RequestError(LoraFtError):
         status: int = 400,
         code: str = "invalid_value",
         headers: Mapping[str, str] | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message, remedy)
         self.param, self.status, self.code, self.headers = param, status, code, dict(headers or {})
+        self.reason = reason
 
     def body(self) -> dict[str, Any]:
         """Return the body of the answer."""

@@ -131,8 +131,10 @@ def unknown_model(name: str) -> RequestError:
 
 
 def _unreadable_model(name: str, error: LoraFtError) -> RequestError:
-    failure = RequestError(
-        f"model {name[:80]!r} cannot be read", "tell the operator of the server", status=503, code="model_failed"
+    return RequestError(
+        f"model {name[:80]!r} cannot be read",
+        "tell the operator of the server",
+        status=503,
+        code="model_failed",
+        reason=str(error),
     )
-    failure.reason = str(error)
-    return failure

@@ -35,7 +35,7 @@ def run_metrics(
     base, splits = data.base, data.splits
     samples, spent = (sum(step[i] for step in reporter.steps) for i in (0, 1))
     late = reporter.steps[len(reporter.steps) // 2 :]
-    real, padded = trainer.positions
+    real, padded, _ = trainer.counts
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return {
         "base": {

@@ -103,9 +103,7 @@ def trainer_around(
         eval_rows=eval_rows,
         compute_metrics=_scorer(task, tokenizer, eval_rows) if arguments.predict_with_generate else None,
     )
-    reporter = ProgressReporter(
-        progress, lambda: (*trainer.positions, trainer.rows), lambda entry: append_entry(log, entry)
-    )
+    reporter = ProgressReporter(progress, lambda: trainer.counts, lambda entry: append_entry(log, entry))
     if arguments.should_save:
         trainer.add_callback(reporter)
         if "tensorboard" in task.train.report_to:

@@ -116,8 +116,7 @@ class Trainer(Seq2SeqTrainer):
         options: Further arguments of transformers' trainer.
 
     Attributes:
-        positions: Unpadded and all positions of the batches so far, in this process.
-        rows: Rows of these batches.
+        counts: Unpadded positions, all positions and rows of the batches so far, in this process.
         states: States of a frozen encoder, or None if every step runs the encoder.
     """
 
@@ -138,7 +137,7 @@ class Trainer(Seq2SeqTrainer):
             loss = functools.partial(token_loss, smoothing=settings.smoothing)
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
-        self.positions, self.rows = (0, 0), 0
+        self.counts = (0, 0, 0)
         self.states: EncoderStates | None = None
         super().__init__(
             args=args,
@@ -178,10 +177,14 @@ class Trainer(Seq2SeqTrainer):
             inputs = {**inputs, "encoder_outputs": (self.states.read(inputs),)}
         return super().compute_loss(model, inputs, *args, **options)
 
+    def count(self, batch: dict[str, Tensor]) -> None:
+        """Add a training batch to `counts`."""
+        real, padded, rows = self.counts
+        own_real, own_padded = count_positions(batch)
+        self.counts = (real + own_real, padded + own_padded, rows + len(batch["labels"]))
+
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
-        real, padded = count_positions(inputs)
-        self.positions = (self.positions[0] + real, self.positions[1] + padded)
-        self.rows += len(inputs["labels"])
+        self.count(inputs)
         if self._settings.packed:
             inputs = {**inputs, "decoder_attention_mask": inputs["labels"] != IGNORED}
         loss = super().training_step(model, inputs, *args, **options)

@@ -75,7 +75,7 @@ def test_the_winner_equals_its_task_trained_alone(searched: SearchResult, tmp_pa
     winner = next(trial for trial in searched.record.trials if trial.name == searched.record.winner)
     first_rung = [1] if winner.repeats is None else []  # only the search scores it; repetitions do not pause
     assert steps[0] == [*first_rung, *steps[1]]
-    assert searched.run.task.train.eval_every == searched.record.trials[0].interval == 4
+    assert searched.run.task.train.eval_every == searched.record.trials[0].steps // 4 == 4
 
 
 def test_trials_keep_their_settings(searched: SearchResult) -> None:
@@ -142,10 +142,10 @@ def test_trials_of_different_lengths_pause_at_their_own_rungs(make_task: MakeTas
     space = {"train.per_device_train_batch_size": [2, 8]}
     record = search(task, tmp_path / "out", space=space, seeds=1).record
     long, short = sorted(record.trials, key=lambda trial: -trial.steps)
-    assert (long.steps, long.interval, short.steps, short.interval) == (48, 12, 12, 3)
+    assert (long.steps, short.steps) == (48, 12)
     for trial, scored in ((long, [3, 12, 24, 36, 48]), (short, [1, 3, 6, 9, 12])):
         assert trial.state == "finished" and [step for step, _ in trial.curve] == scored
-        rungs = (scored[0], trial.interval, trial.steps)
+        rungs = (scored[0], trial.steps // 4, trial.steps)
         assert trial.scores == [min(score for step, score in trial.curve if step <= rung) for rung in rungs]
     assert len(record.rounds) > 4
 

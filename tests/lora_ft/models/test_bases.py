@@ -51,6 +51,11 @@ def test_home_folder_is_expanded(tiny_base: Path, monkeypatch: pytest.MonkeyPatc
     assert find_base(f"~/{tiny_base.name}").folder == tiny_base
 
 
+def test_a_home_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UsageError, match="~nobody-here has no home folder"):
+        find_base("~nobody-here/base")
+
+
 def test_an_export_is_not_a_base(bundle: Path) -> None:
     with pytest.raises(UsageError, match="is an export, not a checkpoint; pass the run or the checkpoint"):
         find_base(str(bundle))

@@ -76,5 +76,6 @@ def test_a_packed_batch_holds_the_tokens_of_each_share_and_a_row_without_loss(
             own = member.batch[name]
             real = own[member.batch["attention_mask"] == 1] if name == "input_ids" else own[own != -100]
             assert tokens[span][: len(real)].tolist() == real.tolist()
-            assert set(tokens[span][len(real) :].tolist()) == {0 if name == "input_ids" else -100}
+            assert set(tokens[span][len(real) :].tolist()) <= {0 if name == "input_ids" else -100}
+            assert len(tokens[span]) - len(real) < MULTIPLE
     assert int((batch["labels"] != -100).sum()) == sum(int((s.batch["labels"] != -100).sum()) for s in shares)

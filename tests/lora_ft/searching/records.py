@@ -22,7 +22,6 @@ def make_trial(number: int, *scores: float, state: str = "paused", **changes: An
         "seed": 42,
         "parameters": 100 * 2 ** (number % 3),
         "steps": 90,
-        "interval": 22,
         "step": [0, 5, 22, 90][len(scores)],
         "scores": list(scores),
         "curve": list(zip((5, 22, 90), scores, strict=False)),

@@ -38,7 +38,7 @@ def make_planner(make_task: MakeTask) -> Callable[..., TrialPlanner]:
 def test_a_trial_is_the_task_with_its_values(make_planner: Callable[..., TrialPlanner]) -> None:
     planner = make_planner(train={"max_steps": 30, "seed": 5})
     small, large = (planner.trial(number, {"lora.r": 2 * number}) for number in (1, 2))
-    assert (small.name, small.seed, small.steps, small.interval) == ("tiny-001", 5, 30, 7)
+    assert (small.name, small.seed, small.steps) == ("tiny-001", 5, 30)
     assert large.parameters == 2 * small.parameters
     expected = with_settings(planner.data.task, {"lora.r": 2, "train.eval_every": 7})
     assert planner.task(small) == expected.model_copy(update={"name": "tiny-001"})
@@ -50,7 +50,7 @@ def test_a_trial_is_the_task_with_its_values(make_planner: Callable[..., TrialPl
 def test_steps_depend_on_the_batch(make_planner: Callable[..., TrialPlanner]) -> None:
     planner = make_planner(rows=40, train={"num_train_epochs": 9})
     trials = [planner.trial(0, {"train.per_device_train_batch_size": size}) for size in (2, 8)]
-    assert [(trial.steps, trial.interval) for trial in trials] == [(180, 45), (45, 11)]
+    assert [(trial.steps, planner.task(trial).train.eval_every) for trial in trials] == [(180, 45), (45, 11)]
 
 
 def test_a_refused_combination_is_a_failed_trial(make_planner: Callable[..., TrialPlanner]) -> None:

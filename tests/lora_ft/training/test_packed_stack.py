@@ -12,6 +12,7 @@ from lora_ft.core.tokenizer import IGNORED
 from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import load_model
 from lora_ft.tasks.lora import Lora
+from lora_ft.training import packed_attention
 from lora_ft.training.packed_stack import pack_stacks
 from lora_ft.training.trainer import token_loss
 from tests.tiny import save_tiny_t5
@@ -37,11 +38,22 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": inputs, "attention_mask": mask, "labels": labels, "decoder_input_ids": labels.clamp(min=0)}
 
 
-def gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return the loss of a training step and the gradients of all trained weights."""
+def gradients(model: Any, filling: tuple[int, int] | None = None) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss of a training step and the gradients of all trained weights.
+
+    Args:
+        model: Model in training mode.
+        filling: Source and target tokens of a further row without a loss, as adapter groups add it, or None.
+    """
     inputs = batch()
+    inputs["decoder_attention_mask"] = (inputs["labels"] != IGNORED).long()
+    if filling is not None:
+        row = {name: torch.zeros(1, values.shape[1], dtype=values.dtype) for name, values in inputs.items()}
+        row["labels"][:] = IGNORED
+        row["attention_mask"][:, : filling[0]] = 1
+        row["decoder_attention_mask"][:, : filling[1]] = 1
+        inputs = {name: torch.cat([values, row[name]]) for name, values in inputs.items()}
     labels = inputs.pop("labels")
-    inputs["decoder_attention_mask"] = labels != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
         loss = token_loss(model(**inputs, use_cache=False), labels)
     loss.backward()
@@ -80,6 +92,21 @@ def test_losses_and_gradients_equal_those_of_the_plain_layers(
     assert set(measured) == set(expected)
     assert {gradient.dtype for gradient in measured.values()} == {torch.float32}
     assert similarity(measured, expected) > 0.999
+
+
+@pytest.mark.parametrize("filling", [(5, 3), (0, 3), (5, 0), (0, 0)])
+@pytest.mark.parametrize("scores", [1, 1_000_000], ids=["each row alone", "rows together"])
+def test_a_row_without_loss_changes_nothing_even_if_a_side_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filling: tuple[int, int], scores: int
+) -> None:
+    monkeypatch.setattr(packed_attention, "_SCORES", scores)
+    folder = save_tiny_t5(tmp_path / "base")
+    plain, filled = adapted(folder), adapted(folder)
+    for model in (plain, filled):
+        pack_stacks(model)
+    (expected_loss, expected), (loss, measured) = gradients(plain), gradients(filled, filling)
+    assert loss == pytest.approx(expected_loss, rel=1e-3)
+    assert similarity(measured, expected) > 0.9999
 
 
 def test_evaluation_is_unchanged(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=GroupedCommands,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="List, compare, merge and delete adapters of runs.",
 )

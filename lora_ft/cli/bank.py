@@ -15,7 +15,6 @@ from lora_ft.reports.screen import Screen
 
 app = typer.Typer(
     cls=GroupedCommands,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="Add, remove and list adapters of a bank.\n\nA bank is a bundle written by `export --adapters`.",
 )

@@ -20,7 +20,6 @@ TRAINING_REPORT = "training.json"
 
 app = typer.Typer(
     cls=RunByDefault,
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="Time generation, training and servers.\n\n`bench MODEL ...` is short for `bench run MODEL ...`.",
 )

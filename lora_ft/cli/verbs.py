@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Small LoRA adapters for FLAN-T5: train, merge, score with ROUGE, generate, export to ONNX.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # commands inherit the names
 )
 
 

@@ -53,6 +53,22 @@ def test_help_fits_80_columns_and_cuts_nothing(path: tuple[str, ...], capsys: Ca
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_short_option_prints_the_same_help(path: tuple[str, ...], capsys: Capture) -> None:
+    assert lora_ft([*path, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert lora_ft([*path, "-h"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("group", [path for path, command in COMMANDS.items() if hasattr(command, "commands")])
+def test_group_without_a_command_prints_its_help(group: tuple[str, ...], capsys: Capture) -> None:
+    assert lora_ft([*group, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert lora_ft([*group]) == 0
+    assert capsys.readouterr().out == shown and len(shown.splitlines()) > 5
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_summaries_fit_their_column(path: tuple[str, ...]) -> None:
     command = COMMANDS[path]
     if path:

@@ -155,18 +155,12 @@ def converse(
         seed: Seed of the conversation.
 
     Raises:
-        UsageError: The prompt of the model has several columns, or `start` has no line with a name.
+        UsageError: The model's task is not a chat, its prompt has several columns, or `start` has no line with a name.
     """
-    if model.prompt is None or model.prompt.single is None:
-        names = ", ".join(model.adapters)
-        choice = f", or add --adapter NAME (adapters: {names})" if names else ""
-        raise UsageError(
-            f"{model.name} was not trained on chats", f"name a run or a bundle of a task with data.chat{choice}"
-        )
+    settings = _chat_settings(model)
     earlier = parse_lines(start)
     if start.strip() and not earlier:
         raise UsageError(f"--start {start.strip().splitlines()[0]!r} is not a chat line", "write `Name: text` lines")
-    settings = model.chat or {}
     sampled = {**model.options, **options}.get("do_sample", False)
     return Conversation(
         lambda text, seed: model.generate(text, **{**options, "seed": seed})[0],
@@ -177,3 +171,20 @@ def converse(
         seed=seed,
         attempts=_ATTEMPTS if sampled else 1,
     )
+
+
+def _chat_settings(model: Model) -> Mapping[str, Any]:
+    """Return the settings of a chat task; raise UsageError if the model has another task, as the server does."""
+    if model.chat is None:
+        names = ", ".join(model.adapters)
+        choice = f", add --adapter NAME (adapters: {names})" if names and model.adapter is None else ""
+        raise UsageError(
+            f"{model.name} was not trained on chats",
+            f"name a run or a bundle of a task with data.chat{choice}, or use `lora-ft generate`",
+        )
+    if model.prompt is None or model.prompt.single is None:
+        raise UsageError(
+            f"the prompt of {model.name} has several columns, and a conversation has one",
+            "train with a prompt whose only column is context",
+        )
+    return model.chat

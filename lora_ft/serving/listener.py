@@ -11,8 +11,12 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket.
 
     Raises:
-        UsageError: The address is unknown, forbidden or in use.
+        UsageError: The address is empty, unknown, forbidden or in use.
     """
+    if not host.strip():  # as `--host "$HOST"` gives it if the variable is not set
+        raise UsageError(
+            f"--host is empty (got {host!r})", "give 127.0.0.1 for this machine only, or 0.0.0.0 for every address"
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import pytest
 
 from lora_ft.chat import Conversation, Event, converse
 from lora_ft.core.errors import UsageError
+from lora_ft.core.prompt import Prompt
 from lora_ft.data.chats.lines import Line
 from lora_ft.export_onnx import export_onnx
 from lora_ft.models.loading import load
 from lora_ft.runs.run import Run
-from lora_ft.tasks.files import load_task
-from lora_ft.train import train
-from tests.lora_ft.data.chats.test_rows import PROMPT, write_chat
 
 START = (Line("Ana", "one"), Line("Ben", "two"))
 
@@ -94,32 +92,6 @@ def test_rounds_end_at_an_empty_line() -> None:
     assert [event.line for event in talk.rounds(3)] == [Line("Ana", "a"), None]
 
 
-@pytest.fixture(scope="module")
-def chat_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Run:
-    """Return a run of a tiny chat with its own settings. Do not write into it."""
-    from tests.conftest import write_task
-
-    root = tmp_path_factory.mktemp("chat")
-    write_chat(root / "task-tiny" / "result.json", list(range(30)))
-    task = write_task(
-        root,
-        tiny_base,
-        prompt=PROMPT,
-        codec="text",
-        lengths={"source": 200, "target": 24},
-        data={
-            "train": "result.json",
-            "validation": None,
-            "test": None,
-            "target": "response",
-            "chat": {"context": 3, "characters": 90},
-        },
-        train={"max_steps": 1, "metric_for_best_model": "loss"},
-        generate={"do_sample": True, "temperature": 1.5, "max_new_tokens": 12},
-    )
-    return train(load_task(task), root / "run")
-
-
 def load_recorded(name: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     """Return a model, and a list to which it adds every prompt that it answers."""
     model, recorded = load(str(name)), []
@@ -154,10 +126,12 @@ def test_options_take_precedence(chat_run: Run, monkeypatch: pytest.MonkeyPatch)
     assert prompts == ["Continue writing the following text.\n\nB: 2"]
 
 
-def test_unsuitable_models_and_beginnings_are_refused(
-    tiny_base: Path, chat_run: Run, make_task: Callable[..., Path]
-) -> None:
-    with pytest.raises(UsageError, match="was not trained on chats"):
-        converse(load(str(tiny_base)), {})
+def test_unsuitable_models_and_beginnings_are_refused(tiny_base: Path, tiny_run: Run, chat_run: Run) -> None:
+    for other in (tiny_base, tiny_run.folder):  # the prompt of this run has one column, as that of a chat
+        with pytest.raises(UsageError, match=r"was not trained on chats; name a run .* or use `lora-ft generate`"):
+            converse(load(str(other)), {})
+    several = replace(load(str(chat_run.folder)), prompt=Prompt("{sender} {context}"))
+    with pytest.raises(UsageError, match="has several columns"):
+        converse(several, {})
     with pytest.raises(UsageError, match=r"--start 'good morning' is not a chat line; write `Name: text` lines"):
         converse(load(str(chat_run.folder)), {}, start="good morning\n")

@@ -19,10 +19,10 @@ GREEDY = ["--greedy", "--max-new-tokens", "8"]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: Run) -> Path:
-    """Return a bundle whose prompt has one column, which is enough for a chat."""
+def bundle(tmp_path_factory: pytest.TempPathFactory, chat_run: Run) -> Path:
+    """Return the bundle of a chat."""
     out = tmp_path_factory.mktemp("chat") / "bundle"
-    export_onnx(str(tiny_run.folder), out)
+    export_onnx(str(chat_run.folder), out)
     return out
 
 
@@ -111,3 +111,8 @@ def test_beginning_in_another_encoding_is_refused(bundle: Path, tmp_path: Path, 
     (tmp_path / "start.txt").write_bytes(b"Ana: caf\xe9")
     assert lora_ft(["chat", str(bundle), "--start", str(tmp_path / "start.txt")]) == 1
     assert "start.txt is not UTF-8 (byte 8)" in capsys.readouterr().err
+
+
+def test_model_of_another_task_is_refused(published: Path, capsys: Capture) -> None:
+    assert lora_ft(["chat", str(published), "--as", "Ana"]) == 2
+    assert "was not trained on chats" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from tests.export.banks import draw_adapter, make_bank, member, merged
 from tests.lora_ft.serving.conftest import wait_for
 from tests.lora_ft.serving.server_process import ServerProcess, server_process
 
+ROWS_AT_WORK = 'lora_ft_running_rows{bundle="bundle"}'
 TEXTS = ["hello there", "a", "the quick brown fox. It jumps over 12 dogs!"]
 
 
@@ -76,13 +77,14 @@ def test_a_client_that_leaves_frees_its_rows(running: ServerProcess) -> None:
         async with httpx.AsyncClient() as client:
             body = {"model": "bundle", "rows": TEXTS, "raw": True, "min_new_tokens": 1000, "max_new_tokens": 1024}
             task = asyncio.create_task(client.post(f"{running.url}/v1/generate", json=body))
-            await asyncio.sleep(0.1)
+            while " 0.0" in (await client.get(f"{running.url}/metrics")).text.split(ROWS_AT_WORK)[1].partition("\n")[0]:
+                await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(leave())
     wait_for(lambda: any(line["status"] == 499 for line in running.events("request")))
-    wait_for(lambda: 'lora_ft_running_rows{bundle="bundle"} 0.0' in httpx.get(f"{running.url}/metrics").text)
+    wait_for(lambda: f"{ROWS_AT_WORK} 0.0" in httpx.get(f"{running.url}/metrics").text)
 
 
 def test_sigterm_finishes_requests_at_work(published: Path, generator: Generator) -> None:
@@ -205,6 +207,7 @@ def test_wrong_usage_is_one_line(published: Path, tmp_path: Path, capsys: pytest
             ([str(tmp_path)], "is not a bundle"),
             ([str(published), str(copy)], "two bundles are named bundle"),
             ([str(published), "--port", port], "is not available"),
+            ([str(published), "--host", ""], "--host is empty (got ''); give 127.0.0.1"),
             ([str(published), "--host", "no.such.host.invalid"], "is not available"),
             ([str(published), "--port", "0", "--api-key-file", str(tmp_path / "no")], "cannot be read"),
             ([str(published), "--port", "0", "--ssl-keyfile", str(tmp_path / "no")], "has no certificate"),

@@ -17,6 +17,7 @@ from benchmarks.studies.decoding import tables as decoding_tables
 from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
 from benchmarks.studies.search import tables as search_tables
+from benchmarks.studies.shapes import tables as shapes_tables
 from benchmarks.studies.shrinking import tables as shrinking_tables
 from lora_ft.bench.report import BenchReport
 from lora_ft.bench.training_report import TrainingReport
@@ -258,6 +259,15 @@ def shrinking(results: dict[str, Any]) -> str:
     return f"{shrinking_tables(results)} {_machine(results['environment'])}."
 
 
+def shapes(results: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.studies.shapes`, and what it was measured on."""
+    return (
+        f"{shapes_tables(results['figures'])}\n\nRandom weights; medians of {results['rounds']} rounds; memory beyond the "
+        f"loaded model; {_machine(results['environment'])}. A step is the difference between requests by "
+        f"{results['steps']} tokens, divided by as many, so it is uncertain beside a long encoder."
+    )
+
+
 def kernel(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.kernel`, and what it was measured on."""
     return (
@@ -316,6 +326,7 @@ TABLES = {
     "decoding": decoding,
     "search": search,
     "shrinking": shrinking,
+    "shapes": shapes,
     "kernel": kernel,
     "kernel_line": kernel_line,
     "serving": serving,
@@ -333,7 +344,7 @@ PAGES = {
     "docs/guides/search.md": ("search",),
     "docs/guides/banks.md": ("bank",),
     "docs/guides/serving.md": ("running_batch",),
-    "docs/guides/precisions.md": ("kernel", "peers"),
+    "docs/guides/precisions.md": ("kernel", "peers", "shapes"),
     "docs/guides/benchmarking.md": ("training", "serving"),
     "docs/guides/gpus.md": ("cuda",),
 }

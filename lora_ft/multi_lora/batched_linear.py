@@ -78,8 +78,9 @@ class BatchRouting:
         self.numbers, self.spans = list(numbers), spans
 
     def send_all(self, adapter: int) -> None:
-        """Assign all rows to one adapter, for any batch size."""
+        """Assign all rows to one adapter, for any batch size, padded or packed."""
         self.blocks, self.order, self.drops = [(1, -1)], slice(adapter, adapter + 1), []
+        self.numbers, self.spans = [adapter], ([slice(None)], [slice(None)])
 
     def drop(self, x: Tensor, side: int, adapted: Sequence[bool]) -> Tensor:
         """Return the input of a layer's adapters: x, after dropout for the adapters that have it."""

@@ -136,7 +136,7 @@ class AdapterGroup:
         losses = [0.0] * len(windows)
         for i in range(max(map(len, windows))):
             shares = [MemberBatch(number, window[i]) for number, window in enumerate(windows) if i < len(window)]
-            passes = [shares] if self._stack.packed else plan_passes(shares, self._stack.device.type)
+            passes = [shares] if self._stack.packing else plan_passes(shares, self._stack.device.type)
             for pass_shares in passes:
                 for share, loss in zip(pass_shares, self._backward(pass_shares, tokens), strict=True):
                     losses[share.adapter] += loss
@@ -146,7 +146,7 @@ class AdapterGroup:
     def _backward(self, shares: Sequence[MemberBatch], tokens: Sequence[int]) -> list[float]:
         """Accumulate the gradients of one pass and return the members' losses, which are independent of each other."""
         device = self._stack.device
-        batch, labels, sizes = self._pack(shares) if self._stack.packed else self._concatenate(shares)
+        batch, labels, sizes = self._pack(shares) if self._stack.packing else self._concatenate(shares)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             if (states := self._read_states(shares)) is not None:
                 batch["encoder_outputs"] = (states,)
@@ -198,7 +198,7 @@ class AdapterGroup:
             kept = self.members[share.adapter].states
             if kept is None:
                 return None  # then no member has states
-            missing = 0 if self._stack.packed else width - share.lengths[0]
+            missing = 0 if self._stack.packing else width - share.lengths[0]
             parts.append(pad(kept.read(share.batch), (0, 0, 0, missing)))
         return torch.cat(parts)
 

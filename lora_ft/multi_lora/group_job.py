@@ -166,7 +166,7 @@ def _build_group(
     ]
     states = _encoder_states(job, model)
     for member in members:
-        member.states = states.get(member.name)
+        member.states, member.trainer.packing = states.get(member.name), stack.packing
     if snapshot is None and job.resumed:
         snapshot = _last_states(members, stack, job.resumed)
     for member in members:

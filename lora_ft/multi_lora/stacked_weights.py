@@ -17,7 +17,7 @@ from lora_ft.export.families import family_of
 from lora_ft.multi_lora.batched_linear import SOURCE, TARGET, BatchRouting, MultiLoraLinear
 from lora_ft.multi_lora.packed_linear import GroupProjection
 from lora_ft.multi_lora.peft_adapter import Adapter, weight_name
-from lora_ft.training.packed_stack import pack_stacks, unpack_stacks
+from lora_ft.training.packed_stack import PackedStacks
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StackedWeights:
         layers: Layers that at least one adapter adapts, in the base's order.
         weights, gradients: Matrices [adapters, width], float32. `backward` adds to the gradients.
         split: Column at which the B matrices begin.
-        packed: True after `pack`.
+        packing: Packed rows of the model, or None; see `pack`.
 
     Args:
         model: Base model, already on its device.
@@ -62,7 +62,7 @@ class StackedWeights:
     def __init__(self, model: Any, adapters: Sequence[Adapter]) -> None:
         self.adapters = list(adapters)
         self.route = BatchRouting()
-        self.packed = False
+        self.packing: PackedStacks | None = None
         model.requires_grad_(False)
         adapted = [
             (name, module, rank)
@@ -133,8 +133,7 @@ class StackedWeights:
 
     def pack(self, model: Any) -> None:
         """Let the model train on packed rows, in bf16 on a CPU and without dropout."""
-        pack_stacks(model, GroupProjection)
-        self.packed = True
+        self.packing = PackedStacks(model, GroupProjection)
 
     def restore(self, weights: Tensor) -> None:
         """Copy the weights of another stack of the same adapters."""
@@ -142,7 +141,8 @@ class StackedWeights:
 
     def remove(self, model: Any) -> None:
         """Restore the base's own layers."""
-        unpack_stacks(model)
+        if self.packing:
+            self.packing.remove()
         for layer, linear in zip(self.layers, self._linears, strict=True):
             _replace(model, layer.name, linear.base)
 

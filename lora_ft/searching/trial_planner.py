@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_ft.core.errors import LoraFtError
@@ -33,6 +33,7 @@ class TrialPlanner:
     data: PreparedData
     site: TrainingSite
     ladder: Ladder
+    _plans: dict[str, Plan] = field(default_factory=dict)
 
     def task(self, trial: Trial) -> Task:
         """Return the task of a trial."""
@@ -44,8 +45,10 @@ class TrialPlanner:
         return replace(self.data, task=self.task(trial))
 
     def plan(self, trial: Trial) -> Plan:
-        """Return the plan of a trial."""
-        return self.site.plan(self.prepared(trial))
+        """Return the plan of a trial, which is made once, since peft then adapts every layer."""
+        if trial.name not in self._plans:
+            self._plans[trial.name] = self.site.plan(self.prepared(trial))
+        return self._plans[trial.name]
 
     def trial(self, number: int, settings: Mapping[str, Any]) -> Trial:
         """Return a new trial. It is failed if the task does not allow its combination of values."""

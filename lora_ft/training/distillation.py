@@ -18,7 +18,7 @@ from lora_ft.models.peft_adapter import PeftAdapter, base_of, holds_adapter, ope
 from lora_ft.tasks.schema import Task
 from lora_ft.tasks.train import Distill
 from lora_ft.training.cross_entropy import SummedDistillation, by_token
-from lora_ft.training.packed_stack import pack_stacks
+from lora_ft.training.packed_stack import PackedStacks
 from lora_ft.training.plan import Plan
 
 
@@ -69,7 +69,7 @@ def open_teacher(settings: Distill, plan: Plan) -> Teacher:
         else load_model(find_base(name).folder, dropout=0.0)
     ).requires_grad_(False)
     if plan.packed:
-        pack_stacks(model.train())  # rows are packed in training mode only, and there is no dropout
+        PackedStacks(model.train())  # in training mode rows are packed, and there is no dropout
     elif plan.precision.is_bf16:
         model = model.to(torch.bfloat16)
     return Teacher(model.to(plan.device), settings)

@@ -1,8 +1,9 @@
-"""Encoder and decoder of T5 that train on packed rows: no layer but attention sees padding."""
+"""Encoder and decoder of T5 on packed rows: no layer but attention sees padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,40 +15,56 @@ from lora_ft.training.packed_attention import Chunk, PackedAttention, attention_
 from lora_ft.training.packed_rows import PackedRows
 
 
-def pack_stacks(model: Any, projection: Callable[[Sequence[Any]], Callable[[Tensor], Tensor]] = Projection) -> None:
-    """Let a T5 train on packed rows. Names, weights and gradients stay as they are, and so does evaluation.
+class PackedStacks:
+    """Encoder and decoder of a T5 that compute packed rows in training mode and in `scoring`.
 
-    In training mode, the logits are [target tokens, vocabulary]. A decoder attention mask says which target tokens
-    there are.
+    The logits are then [target tokens, vocabulary], and a decoder attention mask says which target tokens there are.
+    Names, weights and gradients stay as they are, and so does generation.
 
     Args:
-        model: T5 with or without an adapter, in float32. Its training steps run under bf16 autocast.
+        model: T5 with or without an adapter, in float32. Packed rows are computed under bf16 autocast.
         projection: Returns the function that computes linear layers with one input.
     """
-    from transformers.activations import NewGELUActivation
 
-    for module in list(model.modules()):
-        packed: Callable[..., Any]
-        if hasattr(module, "embed_tokens") and hasattr(module, "final_layer_norm"):
-            packed = _Stack(module, projection, NewGELUActivation)
-        elif isinstance(module, nn.Linear) and module.out_features == model.config.vocab_size and is_frozen(module):
-            packed = projection([module])
-        else:
-            continue
-        module.forward = partial(_train, module, packed, module.forward)
+    def __init__(
+        self, model: Any, projection: Callable[[Sequence[Any]], Callable[[Tensor], Tensor]] = Projection
+    ) -> None:
+        from transformers.activations import NewGELUActivation
 
+        self._model, self._is_scoring = model, False
+        self._modules: list[nn.Module] = []
+        for module in list(model.modules()):
+            packed: Callable[..., Any]
+            if hasattr(module, "embed_tokens") and hasattr(module, "final_layer_norm"):
+                packed = _Stack(module, projection, NewGELUActivation)
+            elif isinstance(module, nn.Linear) and module.out_features == model.config.vocab_size and is_frozen(module):
+                packed = projection([module])
+            else:
+                continue
+            module.forward = partial(self._run, packed, module.forward)
+            self._modules.append(module)
 
-def unpack_stacks(model: Any) -> None:
-    """Undo `pack_stacks`."""
-    for module in model.modules():
-        if isinstance(forward := vars(module).get("forward"), partial) and forward.func is _train:
+    @property
+    def active(self) -> bool:
+        """True if the model computes packed rows now."""
+        return self._is_scoring or self._model.training
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Compute packed rows in evaluation mode, too: for losses, since generation needs padded rows."""
+        self._is_scoring = True
+        try:
+            yield
+        finally:
+            self._is_scoring = False
+
+    def remove(self) -> None:
+        """Restore the model's own forward passes."""
+        for module in self._modules:
             del module.forward
 
-
-def _train(
-    module: nn.Module, packed: Callable[..., Any], forward: Callable[..., Any], *args: Any, **options: Any
-) -> Any:
-    return (packed if module.training else forward)(*args, **options)
+    def _run(self, packed: Callable[..., Any], forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return (packed if self.active else forward)(*args, **options)
 
 
 class _Stack:
@@ -115,26 +132,27 @@ class _Block:
 
     def checkpointed(self, *args: Any) -> Tensor:
         """Run the block; with gradient checkpointing, its activations are computed again in the backward pass."""
-        if getattr(self._block, "gradient_checkpointing", False):
+        if self._block.training and getattr(self._block, "gradient_checkpointing", False):
             return self._block._gradient_checkpointing_func(self._run, *args)
         return self._run(*args)
 
     def _run(self, states: Tensor, chunks: list[Chunk], keys_values: Tensor | None, crossed: list[Chunk]) -> Tensor:
         layer = self._block.layer[0]
         x = self._qkv(normalize(layer.layer_norm, states))
-        x = _attend(x, None, chunks, self.attention.dropout)
+        x = _attend(x, None, chunks, self.attention)
         states = states + layer.dropout(self._o(x))
         if keys_values is not None:
             layer = self._block.layer[1]
             x = self._q(normalize(layer.layer_norm, states))
-            x = _attend(x, keys_values, crossed, layer.EncDecAttention.dropout)
+            x = _attend(x, keys_values, crossed, layer.EncDecAttention)
             states = states + layer.dropout(self._crossed_o(x))
         layer = self._block.layer[-1]
         x = layer.DenseReluDense.dropout(self._act(self._wi(normalize(layer.layer_norm, states))))
         return states + layer.dropout(self._wo(x))
 
 
-def _attend(x: Tensor, source: Tensor | None, chunks: list[Chunk], dropout: float) -> Tensor:
+def _attend(x: Tensor, source: Tensor | None, chunks: list[Chunk], attention: Any) -> Tensor:
+    dropout = attention.dropout if attention.training else 0.0
     output: Tensor = PackedAttention.apply(x, source, chunks, dropout, *(chunk.bias for chunk in chunks))
     return output
 

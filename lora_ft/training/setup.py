@@ -30,7 +30,7 @@ from lora_ft.tasks.metric_names import FROM_SOURCE
 from lora_ft.tasks.schema import Task
 from lora_ft.training.distillation import open_teacher
 from lora_ft.training.encoder_states import EncoderStates, distinct_prompts
-from lora_ft.training.packed_stack import pack_stacks
+from lora_ft.training.packed_stack import PackedStacks
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
 from lora_ft.training.results import append_entry
@@ -59,9 +59,9 @@ def build_trainer(
     if plan.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         model.compile(dynamic=True)
-    elif plan.packed:
-        pack_stacks(model)
+    packing = PackedStacks(model) if plan.packed else None
     trainer, reporter = trainer_around(model, data, plan, folder.working, progress)
+    trainer.packing = packing
     if plan.keeps_states:
         trainer.states = EncoderStates(model, distinct_prompts(data.rows), packed=plan.packed)
     keeper = ResumeKeeper(trainer.sampler, folder, data.task.train.save_total_limit)
@@ -93,7 +93,6 @@ def trainer_around(
             special=base_options.special,
             bf16=plan.precision.is_bf16,
             compiled=plan.compile,
-            packed=plan.packed,
             smoothing=task.train.label_smoothing_factor,
             teacher=open_teacher(task.train.distill, plan) if task.train.distill else None,
             loraplus_lr_ratio=task.lora.loraplus_lr_ratio,

@@ -37,6 +37,7 @@ from lora_ft.training import resume_points
 from lora_ft.training.cross_entropy import SummedCrossEntropy, by_token
 from lora_ft.training.distillation import Teacher
 from lora_ft.training.encoder_states import EncoderStates
+from lora_ft.training.packed_stack import PackedStacks
 from lora_ft.training.resume_keeper import ValidationStopped
 
 
@@ -85,7 +86,6 @@ class TrainerSettings:
         special: Special tokens of the model.
         bf16: True if the forward pass computes under bf16 autocast. Weights and optimizer stay float32.
         compiled: True if the model is compiled. Evaluation runs it uncompiled, since recompiling takes minutes.
-        packed: True if the model trains on packed rows, see `packed_stack`.
         smoothing: train.label_smoothing_factor.
         teacher: Teacher to learn from besides the targets, or None.
         loraplus_lr_ratio: Ratio of the learning rates of B and A (LoRA+), or None for equal rates.
@@ -95,7 +95,6 @@ class TrainerSettings:
     special: SpecialTokens
     bf16: bool = False
     compiled: bool = False
-    packed: bool = False
     smoothing: float = 0.0
     teacher: Teacher | None = None
     loraplus_lr_ratio: float | None = None
@@ -117,6 +116,7 @@ class Trainer(Seq2SeqTrainer):
 
     Attributes:
         counts: Unpadded positions, all positions and rows of the batches so far, in this process.
+        packing: Packed rows of the model, for training steps and validations by loss. None if all rows are padded.
         states: States of a frozen encoder, or None if every step runs the encoder.
     """
 
@@ -138,6 +138,7 @@ class Trainer(Seq2SeqTrainer):
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.sampler = LengthSampler(train_rows, batch, args.seed)
         self.counts = (0, 0, 0)
+        self.packing: PackedStacks | None = None
         self.states: EncoderStates | None = None
         super().__init__(
             args=args,
@@ -171,6 +172,8 @@ class Trainer(Seq2SeqTrainer):
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._settings.bf16)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        if self.packing and self.packing.active:
+            inputs = {**inputs, "decoder_attention_mask": inputs["labels"] != IGNORED}
         if self._settings.teacher:
             self._settings.teacher.read(inputs)
         if self.states is not None and model.training:
@@ -185,8 +188,6 @@ class Trainer(Seq2SeqTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **options: Any) -> Tensor:
         self.count(inputs)
-        if self._settings.packed:
-            inputs = {**inputs, "decoder_attention_mask": inputs["labels"] != IGNORED}
         loss = super().training_step(model, inputs, *args, **options)
         self._guard(loss.item())
         return loss
@@ -246,10 +247,14 @@ class Trainer(Seq2SeqTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody reads the sum, and counting parameters takes 1 % of a step of FLAN-T5-small
 
-    def prediction_step(self, *args: Any, **options: Any) -> Any:
-        eager = torch.compiler.set_stance("force_eager") if self._settings.compiled else contextlib.nullcontext()
-        with eager, without_defaults(self.model, self.special):
-            return super().prediction_step(*args, **self._settings.generation, **options)
+    def prediction_step(self, model: nn.Module, inputs: Any, prediction_loss_only: bool, **options: Any) -> Any:
+        mode: AbstractContextManager[Any] = contextlib.nullcontext()
+        if self._settings.compiled:
+            mode = torch.compiler.set_stance("force_eager")
+        elif self.packing and prediction_loss_only:
+            mode = self.packing.scoring()
+        with mode, without_defaults(self.model, self.special):
+            return super().prediction_step(model, inputs, prediction_loss_only, **self._settings.generation, **options)
 
     def _guard(self, loss: float) -> None:
         """Raise an error for a loss that is zero or not finite, which the logged mean would hide."""

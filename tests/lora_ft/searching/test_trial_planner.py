@@ -49,7 +49,7 @@ def test_a_trial_is_the_task_with_its_values(make_planner: Callable[..., TrialPl
 
 def test_steps_depend_on_the_batch(make_planner: Callable[..., TrialPlanner]) -> None:
     planner = make_planner(rows=40, train={"num_train_epochs": 9})
-    trials = [planner.trial(0, {"train.per_device_train_batch_size": size}) for size in (2, 8)]
+    trials = [planner.trial(size, {"train.per_device_train_batch_size": size}) for size in (2, 8)]
     assert [(trial.steps, planner.task(trial).train.eval_every) for trial in trials] == [(180, 45), (45, 11)]
 
 

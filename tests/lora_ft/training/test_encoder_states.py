@@ -12,7 +12,7 @@ from lora_ft.data.batching import Encoded, collate
 from lora_ft.models.bases import load_model
 from lora_ft.training.encoder_states import EncoderStates, distinct_prompts
 from lora_ft.training.packed_rows import PackedRows
-from lora_ft.training.packed_stack import pack_stacks
+from lora_ft.training.packed_stack import PackedStacks
 from tests.tiny import save_tiny_t5
 
 ROWS = [Encoded([5 + (i * k) % 70 for k in range(3 + 2 * i)] + [1], [7, 1]) for i in range(9)]
@@ -22,7 +22,7 @@ def opened(folder: Path, *, packed: bool) -> tuple[Any, EncoderStates, list[int]
     """Return a base in training mode, the states of `ROWS`, and a list that grows by the rows that are encoded."""
     model = load_model(save_tiny_t5(folder), dropout=0.0).train()
     if packed:
-        pack_stacks(model)
+        PackedStacks(model)
     encoded: list[int] = []
     model.get_encoder().register_forward_hook(
         lambda module, args, options, output: encoded.append(len(options["input_ids"])), with_kwargs=True

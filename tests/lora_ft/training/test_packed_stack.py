@@ -13,15 +13,16 @@ from lora_ft.models.adapters import add_adapter
 from lora_ft.models.bases import load_model
 from lora_ft.tasks.lora import Lora
 from lora_ft.training import packed_attention
-from lora_ft.training.packed_stack import pack_stacks
+from lora_ft.training.packed_rows import MULTIPLE
+from lora_ft.training.packed_stack import PackedStacks
 from lora_ft.training.trainer import token_loss
 from tests.tiny import save_tiny_t5
 
 
-def adapted(folder: Path, **lora: Any) -> Any:
+def adapted(folder: Path, dropout: float = 0.0, **lora: Any) -> Any:
     """Return a tiny base with an adapter whose B is not zero, in training mode."""
     torch.manual_seed(0)
-    model = add_adapter(load_model(folder, dropout=0.0), Lora(**lora))
+    model = add_adapter(load_model(folder, dropout=dropout), Lora(**lora))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -85,7 +86,7 @@ def test_losses_and_gradients_equal_those_of_the_plain_layers(
     if checkpointed:
         packed.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
         packed.enable_input_require_grads()
-    pack_stacks(packed)
+    PackedStacks(packed)
     expected_loss, expected = gradients(plain)
     loss, measured = gradients(packed)
     assert loss == pytest.approx(expected_loss, rel=0.01)
@@ -103,7 +104,7 @@ def test_a_row_without_loss_changes_nothing_even_if_a_side_is_empty(
     folder = save_tiny_t5(tmp_path / "base")
     plain, filled = adapted(folder), adapted(folder)
     for model in (plain, filled):
-        pack_stacks(model)
+        PackedStacks(model)
     (expected_loss, expected), (loss, measured) = gradients(plain), gradients(filled, filling)
     assert loss == pytest.approx(expected_loss, rel=1e-3)
     assert similarity(measured, expected) > 0.9999
@@ -112,7 +113,7 @@ def test_a_row_without_loss_changes_nothing_even_if_a_side_is_empty(
 def test_evaluation_is_unchanged(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     plain, packed = adapted(folder).eval(), adapted(folder)
-    pack_stacks(packed)
+    PackedStacks(packed)
     packed.eval()
     inputs = batch()
     with torch.no_grad():
@@ -121,11 +122,31 @@ def test_evaluation_is_unchanged(tmp_path: Path) -> None:
             assert torch.equal(packed(**inputs).logits, plain(**inputs).logits)
 
 
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"lora_dropout": 0.5}, {"trainable_token_indices": [5]}])
+def test_losses_of_a_validation_are_those_of_the_plain_layers_without_dropout(
+    tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    folder = save_tiny_t5(tmp_path / "base")
+    plain, packed = (adapted(folder, dropout=0.5, **lora).eval() for _ in range(2))
+    packing = PackedStacks(packed)
+    inputs = batch()
+    labels = inputs.pop("labels")
+    mask = labels != IGNORED
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = token_loss(plain(**inputs), labels).item()
+        with packing.scoring():
+            outputs = packed(**inputs, decoder_attention_mask=mask)
+        after = packed(**inputs).logits
+    assert outputs.logits.ndim == 2 and len(outputs.logits) < mask.numel() + MULTIPLE
+    assert token_loss(outputs, labels).item() == pytest.approx(expected, rel=0.01)
+    assert after.shape[:2] == labels.shape
+
+
 def test_disabled_adapter_is_left_out_in_training_mode(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     packed, base = adapted(folder), load_model(folder, dropout=0.0).train()
-    pack_stacks(packed)
-    pack_stacks(base)
+    PackedStacks(packed)
+    PackedStacks(base)
     inputs = batch()
     inputs.pop("labels")
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,14 +161,14 @@ def test_disabled_adapter_is_left_out_in_training_mode(tmp_path: Path) -> None:
 def test_other_t5_models_train_alike(tmp_path: Path, model_type: str) -> None:
     folder = save_tiny_t5(tmp_path / "base", model_type=model_type)
     plain, packed = adapted(folder), adapted(folder)
-    pack_stacks(packed)
+    PackedStacks(packed)
     assert similarity(gradients(packed)[1], gradients(plain)[1]) > 0.999
 
 
 def test_whole_model_trains_every_norm(tmp_path: Path) -> None:
     folder = save_tiny_t5(tmp_path / "base")
     plain, packed = (load_model(folder, dropout=0.0).train() for _ in range(2))
-    pack_stacks(packed)
+    PackedStacks(packed)
     expected, measured = gradients(plain)[1], gradients(packed)[1]
     assert set(measured) == set(expected)
     assert similarity(measured, expected) > 0.999
@@ -162,14 +183,14 @@ def test_dropout_of_adapter_and_base_is_applied(tmp_path: Path) -> None:
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.constant_(weight, 0.1)
-        pack_stacks(model)
+        PackedStacks(model)
         losses.append(gradients(model)[0])
     assert len(set(losses)) == 3
 
 
 def test_length_of_a_row_does_not_depend_on_padding(tmp_path: Path) -> None:
     model = adapted(save_tiny_t5(tmp_path / "base"))
-    pack_stacks(model)
+    PackedStacks(model)
     inputs = batch()
     labels = inputs.pop("labels")
     inputs["decoder_attention_mask"] = labels != IGNORED
@@ -183,7 +204,7 @@ def test_encoder_keeps_nothing_for_gradients_if_only_the_decoder_is_adapted(tmp_
     keep_graph = []
     for target in ("EncDecAttention.q", "SelfAttention.q"):
         packed = adapted(folder, target_modules=[target])
-        pack_stacks(packed)
+        PackedStacks(packed)
         encoder = packed.get_base_model().get_encoder()
         inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
         with torch.autocast("cpu", torch.bfloat16):

@@ -170,6 +170,13 @@ def test_long_training_is_compiled_and_short_training_is_not(make_task: MakeTask
     assert not short.compile and "compiling alone takes" in short.compile_reason
 
 
+def test_steps_on_packed_rows_are_not_compiled_by_choice(make_task: MakeTask, on_cpu: None) -> None:
+    settings = {"precision": "bf16", "max_steps": 1_000_000}
+    planned = plan(make_task(train={"compile": "auto", **settings}))
+    assert planned.packed and not planned.compile and "uncompiled steps are faster" in planned.compile_reason
+    assert plan(make_task(train={"compile": "on", **settings})).compile
+
+
 def test_model_is_not_compiled_without_a_compiler(
     make_task: MakeTask, on_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,8 +262,8 @@ def shrinking(results: dict[str, Any]) -> str:
 def shapes(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.shapes`, and what it was measured on."""
     return (
-        f"{shapes_tables(results['figures'])}\n\nRandom weights; medians of {results['rounds']} rounds; memory beyond the "
-        f"loaded model; {_machine(results['environment'])}. A step is the difference between requests by "
+        f"{shapes_tables(results['figures'])}\n\nRandom weights; medians of {results['rounds']} rounds; memory beyond "
+        f"the loaded model; {_machine(results['environment'])}. A step is the difference between requests by "
         f"{results['steps']} tokens, divided by as many, so it is uncertain beside a long encoder."
     )
 

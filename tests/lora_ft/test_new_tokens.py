@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -99,3 +102,17 @@ def test_token_index_beyond_the_vocabulary_is_refused(make_task: MakeTask) -> No
 def test_token_that_the_codec_rewrites_is_refused(make_task: MakeTask) -> None:
     report = validate(str(make_task(codec="text", lora={"new_tokens": ["<a>"]})))
     assert "the codec text changes the token '<a>'; use letters and digits" in str(report.errors[0])
+
+
+def test_code_of_the_card_loads_the_tokens_in_peft(
+    trained_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = re.findall(r"```python\n(from peft.*?)\n```", (trained_run.folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(trained_run.folder)
+    names: dict[str, Any] = {}
+    exec(re.sub(r'(base = .*from_pretrained)\(".*"\)', rf"\1({trained_run.task.base!r})", code), names)
+    merge(trained_run, tmp_path / "merged")
+    rows = {"input_ids": torch.tensor([[5, 71, 72, 9, 1]]), "decoder_input_ids": torch.tensor([[0, 71, 6, 72]])}
+    with torch.no_grad():
+        theirs, ours = names["model"].eval()(**rows).logits, load_model(tmp_path / "merged").eval()(**rows).logits
+    assert torch.allclose(theirs, ours, atol=1e-4)

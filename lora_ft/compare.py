@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.shell_command import shell_command
 from lora_ft.data.readers import Row, read_rows
 from lora_ft.evaluation.comparison import Comparison, Contender
 from lora_ft.evaluation.metrics import Scored, measure
@@ -129,7 +130,7 @@ def _signature_warnings(name: str, split: str, scored: dict[str, Scored]) -> lis
             differing.setdefault(signature or "no signature", []).append(name_of_score)
     return [
         f"the recorded scores of {name} were computed differently ({', '.join(names)}: {signature}). Update them with "
-        f"`lora-ft evaluate {name} --split {split}`"
+        f"`{shell_command('evaluate', name, '--split', split)}`"
         for signature, names in differing.items()
     ]
 
@@ -180,7 +181,9 @@ def _file(name: str, split: str) -> Path:
         )
     file = path / PREDICTIONS.format(split)
     if not file.is_file():
-        raise UsageError(f"{name} has no answers to its {split} rows", f"run lora-ft evaluate {name} --split {split}")
+        raise UsageError(
+            f"{name} has no answers to its {split} rows", f"run {shell_command('evaluate', name, '--split', split)}"
+        )
     return file
 
 

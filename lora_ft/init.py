@@ -14,6 +14,7 @@ from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
 from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.shell_command import shell_command
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.core.user_paths import expanded
 from lora_ft.data.chats.detect import find_format
@@ -259,7 +260,7 @@ def _rows(path: Path) -> list[Row]:
 def _head(file: Path, base: str | None, kind: str, reasons: Sequence[str]) -> str:
     summary = f"Kind of task: {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
     lines = [f"# {line}" for line in textwrap.wrap(_printable(summary), 100)]
-    lines += ["#", f"#   lora-ft validate {_printable(file.name)}", "#", f"name: {_name(file)}"]
+    lines += ["#", f"#   {_printable(shell_command('validate', file.name))}", "#", f"name: {_name(file)}"]
     if base is not None:
         is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
         lines.append(f"base: {base if is_plain else quoted(base)} # a Hub name, the path of a checkpoint, or: offline")

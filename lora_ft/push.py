@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ft.core.errors import HubError, LoraFtError, UsageError, first_line
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
+from lora_ft.core.shell_command import shell_command
 from lora_ft.publishing.uploads import uploads
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def push(folder: str | os.PathLike[str], destination: Destination | str, *, prog
     if isinstance(destination, str):
         destination = Destination(destination, os.environ.get("HF_TOKEN", ""))
     selection = uploads(folder, destination.repo, predictions=destination.predictions)
-    remedy = f"nothing in {folder} was changed; repeat with `lora-ft push {folder} {destination.repo}`"
+    remedy = f"nothing in {folder} was changed; repeat with `{shell_command('push', folder, destination.repo)}`"
     with _client_errors(destination, remedy), _no_progress_bars():
         progress.stage(f"pushing {selection.size / 1e6:.1f} MB to {destination.repo}")
         repository = _api(destination).create_repo(destination.repo, private=destination.private or None, exist_ok=True)

@@ -14,6 +14,7 @@ from lora_ft.bench.run import PAGE, measure
 from lora_ft.bench.suite import Suite
 from lora_ft.core.files import folder_size
 from lora_ft.core.hub import hub_trouble
+from lora_ft.core.shell_command import shell_command
 from lora_ft.data.splits import Example, load_splits
 from lora_ft.evaluate import Evaluation, evaluate
 from lora_ft.export_onnx import Exported, export_onnx
@@ -114,8 +115,8 @@ def show_quickstart(result: Quickstart) -> None:
     show_pairs(facts)
     screen.print("\nNext:")
     for command in (
-        f"lora-ft generate {out / 'bundle'} 'Ana: Lunch at one? Ben: Make it two, I have a call.'",
-        f"lora-ft evaluate {out / 'run'} --baseline",
-        "lora-ft init my-task.yaml --data my-rows.csv",
+        shell_command("generate", out / "bundle", "Ana: Lunch at one? Ben: Make it two, I have a call."),
+        shell_command("evaluate", out / "run", "--baseline"),
+        shell_command("init", "my-task.yaml", "--data", "my-rows.csv"),
     ):
         screen.print(f"  {command}", soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 
 from lora_ft.cli.options import GoOnFrom, Json, Overrides, Overwrite, Quiet, TaskArgument, start_overrides
 from lora_ft.cli.results import show, show_json
+from lora_ft.core.shell_command import shell_command
 from lora_ft.core.streams import say
 from lora_ft.reports.screen import Screen
 
@@ -132,4 +133,4 @@ def _show_new_task(task: NewTask) -> None:
     say(f"{task.file}: {task.kind}")
     for reason in task.reasons:
         say(f"  {reason}")
-    say(f"next: lora-ft validate {task.file}")
+    say(f"next: {shell_command('validate', task.file)}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_ft.core.shell_command import shell_command
 from lora_ft.data.words import UnicodeTokenizer
 from lora_ft.evaluation.slices import slices
 from lora_ft.reports import answers
@@ -56,7 +57,7 @@ def render(run: Run) -> str:
             body.append(section(f"Where {split} rows score high and low", _slices(rows, run.task.evaluate, entry)))
             body.append(section(f"Answers to {split} rows", _answers(rows, run.task.evaluate.metric, entry)))
     if not scores:
-        command = f"<code>lora-ft evaluate {escape(str(run.folder))}</code>"
+        command = f"<code>{escape(shell_command('evaluate', run.folder))}</code>"
         body.append(section("Scores", [f"<p>There are no scores yet. Run {command}.</p>"]))
     body.append(section("Plan", [table(_pairs("Plan", _plan(run)))]))
     body.append(section("Environment", [table(_pairs("Environment", _environment(metrics)))]))

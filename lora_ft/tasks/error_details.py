@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lora_ft.core.errors import TaskError
+from lora_ft.core.shell_command import shell_command
 from lora_ft.tasks.plain_yaml import Mark, Place
 
 _SHOWN = 60  # characters
@@ -61,7 +62,8 @@ class InvalidTaskError(TaskError):
 
     def __init__(self, path: Path | None, errors: Sequence[ErrorDetails]) -> None:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        remedy = "" if not more else f"`lora-ft validate {path}` shows all" if path else "see `errors` of this error"
+        shown = f"`{shell_command('validate', path)}` shows all" if path else "see `errors` of this error"
+        remedy = shown if more else ""
         super().__init__(f"{path or 'the task'}: {errors[0]}{more}", remedy)
         self.path, self.errors = path, list(errors)
 

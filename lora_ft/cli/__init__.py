@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from lora_ft.core.failures import run_safely
-from lora_ft.core.streams import prepare_streams
+from lora_ft.core.streams import check_arguments, prepare_streams
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run a command and return its exit code. Errors are printed as one line on stderr."""
 
     def command() -> object:
+        check_arguments(arguments)
         from lora_ft.cli.verbs import app
 
         return app(arguments or ["--help"], standalone_mode=False, prog_name="lora-ft")

@@ -67,6 +67,9 @@ def explain(error: BaseException) -> tuple[str, int]:
         return _explain_system(error)
     if reason := disk_error(error):  # safetensors, onnx and torch wrap the system's error in their own
         return f"{reason}; {_FREE}", 1
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+        names = f"file names cannot be written as {sys.getfilesystemencoding()} ({first_words(error)})"
+        return f"{names}; unset PYTHONUTF8, or set LC_ALL=C.UTF-8", 1
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
         return "out of memory; use a smaller batch, shorter lengths or a smaller base, or raise ulimit -v", 1
     if isinstance(error, ModuleNotFoundError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from lora_ft.core.errors import UsageError
@@ -67,6 +67,28 @@ def prepare_streams() -> None:
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="surrogateescape")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UsageError if Python read UTF-8 arguments as ASCII, as it does with PYTHONUTF8=0 in the locale C.
+
+    Each byte of such a character is a lone surrogate then: file names are unknown to libraries, and the text of a
+    prompt would be answered as U+FFFD. Arguments that are not UTF-8, such as old file names, are left as they are.
+    """
+    for argument in arguments:
+        try:
+            text = argument.encode("utf-8", "surrogateescape").decode() if _is_escaped(argument) else ""
+        except UnicodeError:
+            continue
+        if text:
+            raise UsageError(
+                f"the argument {text!r} is UTF-8, but Python reads arguments as {sys.getfilesystemencoding()}",
+                "unset PYTHONUTF8, or set LC_ALL=C.UTF-8",
+            )
+
+
+def _is_escaped(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _not_text(number: int, stream: TextIO) -> UsageError:

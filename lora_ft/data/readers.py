@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
+from lora_ft.core.user_paths import check_name
 from lora_ft.data.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
 from lora_ft.data.formats.delimited import read_delimited
 from lora_ft.data.formats.json_rows import read_json_rows
@@ -72,6 +73,7 @@ def find_files(root: Path, names: str | list[str], key: str, *, folders: bool = 
         UsageError: A name matches nothing, or something that is not a file.
     """
     for name in [names] if isinstance(names, str) else names:
+        check_name(name)
         try:
             expanded = Path(name).expanduser()
             path = root / expanded

@@ -121,3 +121,24 @@ def test_a_secret_of_the_environment_is_never_printed(monkeypatch: pytest.Monkey
 def test_missing_folder_for_temporary_files_is_reported() -> None:
     error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
     assert explain(error) == ("no folder for temporary files is writable; set TMPDIR to a writable folder", 1)
+
+
+ASCII_NAMES = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems read arguments as UTF-8 in every locale")
+@pytest.mark.parametrize("argument", ["tâsk.yaml", "日本"])
+def test_utf8_arguments_read_as_ascii_are_refused(argument: str) -> None:
+    process = shell(f"lora-ft generate no-such-model '{argument}'", **ASCII_NAMES)
+    assert process.returncode == 2
+    assert b"is UTF-8, but Python reads arguments as ascii; unset PYTHONUTF8" in process.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems read arguments as UTF-8 in every locale")
+def test_file_names_that_ascii_cannot_hold_are_named(tmp_path: Path, tiny_base: Path) -> None:
+    lines = ["name: t", f"base: {tiny_base}", 'prompt: "{text}"', "data: {train: zeilen-ß.jsonl, target: t}"]
+    (tmp_path / "task.yaml").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "zeilen-ß.jsonl").write_text('{"text": "a", "t": "b"}\n', encoding="utf-8")
+    process = shell(f"lora-ft validate {tmp_path / 'task.yaml'}", **ASCII_NAMES)
+    assert process.returncode == 2
+    assert b"is not a file name in ascii, which Python uses here; unset PYTHONUTF8" in process.stdout + process.stderr

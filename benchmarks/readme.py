@@ -5,13 +5,13 @@ python -m benchmarks.readme          # rewrite the tables of all pages
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import serving_tables
+from benchmarks import lines, serving_tables
 from benchmarks.command import run_command
+from benchmarks.lines import result
 from benchmarks.studies.bank import tables as bank_tables
 from benchmarks.studies.decoding import tables as decoding_tables
 from benchmarks.studies.kernel import tables as kernel_tables
@@ -29,7 +29,6 @@ from lora_ft.training.memory_estimates import GIB, HEAP, task_batch
 from lora_ft.training.memory_estimates import model_sizes as computed_sizes
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 END = "<!-- end of results -->"
 
 
@@ -165,7 +164,7 @@ def methods(results: dict[str, Any]) -> str:
 
 def groups(results: dict[str, Any]) -> str:
     """Return samples per second of adapter groups by row length and precision, one table per measured device."""
-    return "\n\n".join(_group_table(device_results) for device_results in (results, _result("groups-h100")))
+    return "\n\n".join(_group_table(device_results) for device_results in (results, result("groups-h100")))
 
 
 def _group_table(device_results: dict[str, Any]) -> str:
@@ -192,7 +191,7 @@ def _group_table(device_results: dict[str, Any]) -> str:
 
 def bank(results: dict[str, Any]) -> str:
     """Return the tables of `benchmarks.studies.bank` on all linear layers, and a sentence about fewer layers."""
-    fewer = _result("bank-qv")
+    fewer = result("bank-qv")
     size = fewer["loading"][0]["megabytes_each"]
     slowdowns = {step["rows"]: step["ratio"] - 1 for step in fewer["steps_of"] if step["rows"] == step["adapters"]}
     return (
@@ -276,15 +275,6 @@ def kernel(results: dict[str, Any]) -> str:
     )
 
 
-def kernel_line(results: dict[str, Any]) -> str:
-    """Return the sentence about the kernel in the README."""
-    ratios = [case["ratio"][0] for case in results["cases"]]
-    return (
-        "`make kernels` adds an optional encoder and decoder in C++ for x86 processors with AVX-512 VNNI: whole "
-        f"requests are {min(ratios):.1f} to {max(ratios):.1f} times as fast ([figures](docs/guides/precisions.md))."
-    )
-
-
 def _machine(environment: dict[str, str], device: str = "cpu") -> str:
     if device != "cpu":
         return f"{environment['gpus']} with {environment['cores'].split()[0]} cores of {environment['cpu']}"
@@ -328,25 +318,44 @@ TABLES = {
     "shrinking": shrinking,
     "shapes": shapes,
     "kernel": kernel,
-    "kernel_line": kernel_line,
+    "kernel_line": lines.kernel_line,
     "serving": serving,
     "serving_line": serving_line,
+    "dialogsum_line": lines.dialogsum_line,
+    "banking77_line": lines.banking77_line,
+    "medquad_line": lines.medquad_line,
+    "gpu_groups_line": lines.gpu_groups_line,
+    "optimum_line": lines.optimum_line,
+    "sharing_line": lines.sharing_line,
+    "prompt_lookup": lines.prompt_lookup,
 }
-SOURCES = {"serving_line": "serving", "kernel_line": "kernel"}
+SOURCES = {
+    "serving_line": "serving",
+    "kernel_line": "kernel",
+    "dialogsum_line": "scores",
+    "banking77_line": "scores",
+    "medquad_line": "scores",
+    "gpu_groups_line": "groups-h100",
+    "optimum_line": "peers",
+    "sharing_line": "sharing",
+    "prompt_lookup": "lookup-phrases",
+}
 """Result files of tables that do not have the name of their file."""
 
 
 PAGES = {
-    "README.md": ("kernel_line", "dialogsum", "serving_line"),
+    "README.md": ("kernel_line", "dialogsum", "serving_line", "dialogsum_line"),
     "docs/guides/training.md": ("sizes", "shrinking", "methods"),
     "docs/guides/many-adapters.md": ("groups",),
-    "docs/guides/decoding.md": ("decoding",),
+    "docs/guides/decoding.md": ("decoding", "prompt_lookup"),
     "docs/guides/search.md": ("search",),
     "docs/guides/banks.md": ("bank",),
-    "docs/guides/serving.md": ("running_batch",),
-    "docs/guides/precisions.md": ("kernel", "peers", "shapes"),
+    "docs/guides/serving.md": ("running_batch", "sharing_line"),
+    "docs/guides/precisions.md": ("kernel", "peers", "optimum_line", "shapes"),
     "docs/guides/benchmarking.md": ("training", "serving"),
-    "docs/guides/gpus.md": ("cuda",),
+    "docs/guides/classification.md": ("banking77_line",),
+    "docs/guides/question-answering.md": ("medquad_line",),
+    "docs/guides/gpus.md": ("gpu_groups_line", "cuda"),
 }
 """Names of the tables on each page."""
 
@@ -371,13 +380,9 @@ def _content(name: str) -> str:
     if name == "sizes":
         return f"{sizes()}\n"
     source = SOURCES.get(name, name)
-    if not (RESULTS / f"{source}.json").is_file():
+    if not (lines.RESULTS / f"{source}.json").is_file():
         return ""
-    return f"{TABLES[name](_result(source))}\n"
-
-
-def _result(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return f"{TABLES[name](result(source))}\n"
 
 
 def main() -> None:

@@ -214,7 +214,7 @@ def test_the_page_compares_servers_at_the_reference_load_and_names_the_limits() 
 
 
 def test_a_table_without_results_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme.lines, "RESULTS", tmp_path)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "PAGES", {"page.md": ("serving",)})
     begin = "<!-- results: serving (python -m benchmarks.readme) -->"

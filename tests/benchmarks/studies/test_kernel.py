@@ -30,7 +30,7 @@ def test_both_sides_are_measured_and_shown(tmp_path: Path, capsys: pytest.Captur
         assert 0 < low <= median <= high and case["same_rows"][1] == case["batch"]
     shown = capsys.readouterr().out.strip()
     assert readme.kernel(figures).startswith(shown) and shown.count("`int8`") == 2
-    assert "times as fast" in readme.kernel_line(figures)
+    assert "times as fast" in readme.lines.kernel_line(figures)
 
 
 def test_a_bundle_that_the_kernel_does_not_run_is_refused(tmp_path: Path) -> None:

@@ -13,36 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_ft_kernels.adapters import TILE, Adapter, LowRank
+from lora_ft_kernels.adapters import Adapter, LowRank
+from lora_ft_kernels.matrices import TILE, Matrix
+from lora_ft_kernels.stacks import ACTIVATIONS, Sizes, Stack, Weights
 
 __all__ = ["ACTIVATIONS", "INSTRUCTIONS", "INTERFACE", "TILE", "Adapter", "Kernel", "LowRank", "Matrix", "Memory"]
 __all__ += ["Sizes", "Step", "Weights", "rounded"]
 INTERFACE = 3  # number of what callers pass; another number, and a caller of this version does not fit
 INSTRUCTIONS = ("avx512", "avx2", "portable")  # fastest first
-ACTIVATIONS = ("relu", "gelu_new", "silu")
 _LIBRARIES = ("liblora_ft_kernels.so", "liblora_ft_kernels.dylib")
-_NUMBERS = ("layers", "heads", "d_kv", "d_model", "d_ff", "vocabulary", "far")
-_SIZES = (*_NUMBERS, "gated", "activation", "bias_per_layer", "encoder")
-
-
-class _Sizes(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_int) for name in _SIZES), ("epsilon", ctypes.c_float)]
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("outputs", "inputs", "bits", "group")),
-        ("step", ctypes.c_float),
-        ("values", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-    ]
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("matrices", "norms", "bias", "embedding", "embedding_scale", "ends")),
-        ("ends_count", ctypes.c_int),
-    ]
 
 
 class _Call(ctypes.Structure):
@@ -59,74 +38,6 @@ class _Sources(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("rows", "length", "threads")),
         *((name, ctypes.c_void_p) for name in ("ids", "mask", "cross")),
     ]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Weights of a linear layer.
-
-    Attributes:
-        values: int8 [inputs, outputs], or if `group`: uint8 [outputs, inputs * bits / 8], around the middle of their
-            range; the lower half of a byte is the first 4-bit value.
-        scales: Float32 [outputs], or if `group`: [outputs, inputs / group].
-        bits: 8, or 4 with a group.
-        group: Inputs that share a scale, a multiple of 16, or 0. Their input then has a scale per row and group, too.
-        step: Fixed scale of the input, or 0 for a scale per row.
-    """
-
-    values: np.ndarray
-    scales: np.ndarray
-    bits: int = 8
-    group: int = 0
-    step: float = 0.0
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights of a decoder or an encoder.
-
-    Attributes:
-        matrices: Of each layer of a decoder: queries, keys and values side by side, the output of self-attention, the
-            queries of the attention over the source, its output, the feed-forward's first projection (the gate first,
-            then the other) and its last. Then the head. An encoder has no attention over a source, and in place of
-            the head the projections onto the keys and the values of each decoder layer in turns, side by side.
-        norms: Of each layer: three, of an encoder two, float32 [d_model]. Then the final norm.
-        bias: Position bias of the first or of every layer, float32: by distance [heads, far + 1], of an encoder by
-            query - key [heads, 2 * far + 1].
-        embedding: int8 [vocabulary, d_model].
-        embedding_scale: Float32 [vocabulary].
-        ends: Tokens that end an answer.
-    """
-
-    matrices: Sequence[Matrix]
-    norms: Sequence[np.ndarray]
-    bias: Sequence[np.ndarray]
-    embedding: np.ndarray
-    embedding_scale: np.ndarray
-    ends: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a decoder, or with `encoder` of an encoder; `far` is the largest distance with its own position bias."""
-
-    layers: int
-    heads: int
-    d_kv: int
-    d_model: int
-    d_ff: int
-    vocabulary: int
-    far: int
-    gated: bool = True
-    activation: str = "gelu_new"
-    epsilon: float = 1e-6
-    encoder: bool = False
-
-    @property
-    def supported(self) -> bool:
-        """Whether the kernel computes a stack of these sizes."""
-        whole = self.d_model % TILE == 0 and self.d_ff % TILE == 0
-        return self.d_kv in (32, 64, 128) and whole and self.activation in ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -234,39 +145,14 @@ class Kernel:
     """
 
     def __init__(self, sizes: Sizes, weights: Weights, threads: int, instructions: str = "") -> None:
-        if not sizes.supported:
-            raise ValueError(f"sizes are not supported (got {sizes})")
         self._library = _library()
         self._handle = None
-        matrices = [_pointers(matrix) for matrix in weights.matrices]
-        if len(matrices) != (expected := (4 if sizes.encoder else 6) * sizes.layers + 1):
-            raise ValueError(f"the number of matrices does not fit the layers (got {len(matrices)}, needs {expected})")
-        self.shapes = [(matrix.inputs, matrix.outputs) for matrix, _ in matrices]
-        self._cross = matrices[-1][0].outputs // (sizes.heads * sizes.d_kv), sizes.heads, sizes.d_kv
-        self._embedding = np.ascontiguousarray(weights.embedding)
-        scale = np.ascontiguousarray(weights.embedding_scale, np.float32)
-        norms, bias = (
-            [np.ascontiguousarray(each, np.float32) for each in arrays] for arrays in (weights.norms, weights.bias)
-        )
-        pointers = [(ctypes.c_void_p * len(each))(*(array.ctypes.data for array in each)) for each in (norms, bias)]
-        ends = np.array(weights.ends, np.int64)
-        listed = (_Matrix * len(matrices))(*(matrix for matrix, _ in matrices))
-        pointed = _Weights(
-            ctypes.addressof(listed),
-            *(ctypes.addressof(each) for each in pointers),
-            self._embedding.ctypes.data,
-            scale.ctypes.data,
-            ends.ctypes.data,
-            len(ends),
-        )
-        activation = ACTIVATIONS.index(sizes.activation)
-        numbers = (getattr(sizes, name) for name in _NUMBERS)
-        plain = _Sizes(*numbers, sizes.gated, activation, len(bias) > 1, sizes.encoder, sizes.epsilon)
+        self._stack = Stack(sizes, weights)
+        self.shapes = self._stack.shapes
+        self._cross = self.shapes[-1][1] // (sizes.heads * sizes.d_kv), sizes.heads, sizes.d_kv
         for name in (instructions,) if instructions else INSTRUCTIONS:
             self.instructions = name
-            self._handle = self._library.lora_ft_open(
-                ctypes.byref(plain), ctypes.byref(pointed), name.encode("ascii"), threads
-            )
+            self._handle = self._library.lora_ft_open(self._stack.reference, name.encode("ascii"), threads)
             if self._handle:
                 return
         raise ValueError(f"the processor lacks the instructions (asked for {instructions or INSTRUCTIONS})")
@@ -325,24 +211,6 @@ def rounded(values: np.ndarray, to: np.ndarray) -> np.ndarray:
     return to
 
 
-def _pointers(matrix: Matrix) -> tuple[_Matrix, list[np.ndarray]]:
-    """Return a matrix as the library takes it, and the arrays to keep alive."""
-    values, scales = np.ascontiguousarray(matrix.values), np.ascontiguousarray(matrix.scales, np.float32)
-    if matrix.group:
-        outputs, inputs = scales.shape[0], scales.shape[1] * matrix.group
-        fits = values.nbytes * 8 == outputs * inputs * matrix.bits and matrix.group % 16 == 0
-    else:
-        inputs, outputs = values.shape
-        fits = matrix.bits == 8 and scales.shape == (outputs,)
-    if not fits:
-        raise ValueError(
-            f"values {values.shape} and scales {scales.shape} are no matrix of {matrix.bits} bits in groups of "
-            f"{matrix.group}"
-        )
-    pointers = values.ctypes.data, scales.ctypes.data
-    return _Matrix(outputs, inputs, matrix.bits, matrix.group, matrix.step, *pointers), [values, scales]
-
-
 def _library() -> ctypes.CDLL:
     folder = Path(__file__).parent
     path = next((folder / name for name in _LIBRARIES if (folder / name).exists()), None)
@@ -350,7 +218,7 @@ def _library() -> ctypes.CDLL:
         raise ImportError("the library of lora_ft_kernels is not built; run `make kernels`")
     library = ctypes.CDLL(str(path))
     library.lora_ft_open.restype = ctypes.c_void_p
-    library.lora_ft_open.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    library.lora_ft_open.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
     library.lora_ft_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.lora_ft_encode.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.lora_ft_round.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TILE = 32  # outputs that are computed together
-_LINE, _LANES, _FOUR = 64, 16, 4  # bytes of a vector, its floats, and bytes of a float
+from lora_ft_kernels.blocks import LINE, Block
+from lora_ft_kernels.matrices import TILE
+
+_LANES, _FOUR = 16, 4  # floats of a vector, and bytes of a float
 
 
 class _LowRank(ctypes.Structure):
@@ -62,20 +64,13 @@ class Adapter:
             if not is_layer or sizes != (parts * rank, parts * rank, shape[1]) or width % TILE:
                 raise ValueError(f"a change {change.a.shape}, {change.b.shape} does not fit layer {number}")
             packed[number] = _packed(change)
-        # one block in the order in which the layers are read
-        size = sum(array.nbytes + _LINE for arrays in packed.values() for array in arrays)
-        block = np.empty(size + _LINE, np.uint8)
-        self._memory = block[-block.ctypes.data % _LINE :]
-        self._changes, at = (_LowRank * len(shapes))(), 0
+        # in the order in which the layers are read
+        self._block = Block((array.shape, array.dtype) for arrays in packed.values() for array in arrays)
+        self._changes = (_LowRank * len(shapes))()
         for number, arrays in packed.items():
-            pointers = []
-            for array in arrays:
-                self._memory[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
-                pointers.append(self._memory.ctypes.data + at)
-                at += array.nbytes + -array.nbytes % _LINE
             parts, _, width = changes[number].b.shape
             fields = parts, width // TILE, len(arrays[0]) // parts, changes[number].step
-            self._changes[number] = _LowRank(*fields, *pointers)
+            self._changes[number] = _LowRank(*fields, *map(self._block.copy, arrays))
         self.address = ctypes.addressof(self._changes)
 
 
@@ -83,7 +78,7 @@ def _packed(change: LowRank) -> list[np.ndarray]:
     """Return A, its scales, and B with its scales as the library reads them. Bytes are around 128."""
     parts, rank, width = change.b.shape
     spare = -rank % _FOUR
-    a = np.pad(change.a.reshape(-1, parts, rank).transpose(1, 2, 0), ((0, 0), (0, spare), (0, -len(change.a) % _LINE)))
+    a = np.pad(change.a.reshape(-1, parts, rank).transpose(1, 2, 0), ((0, 0), (0, spare), (0, -len(change.a) % LINE)))
     a_scale = np.pad(change.a_scale.reshape(parts, rank), ((0, 0), (0, spare))).reshape(-1)
     b = np.pad(change.b, ((0, 0), (0, spare), (0, 0))).reshape(parts, -1, _FOUR, width // TILE, TILE)
     b_scale = change.b_scale.astype(np.float32).reshape(-1, TILE)

@@ -44,7 +44,7 @@ class Encode {
     void add(const Matrix& matrix, const std::vector<float>& from, int begin, int end, Own& own);
     void feed(const Layer& layer, int begin, int end, Own& own);
     void cross(int begin, int end, Own& own);
-    void normed(const std::vector<float>& weight, const Matrix& matrix, int begin, int end, Own& own);
+    void normed(const float* weight, const Matrix& matrix, int begin, int end, Own& own);
 
     const Stack& stack_;
     const Sizes& sizes_;
@@ -73,13 +73,12 @@ inline Encode::Encode(const Stack& stack, const Sources& call, int first, int la
     query_.reset(new float[static_cast<size_t>(count_) * sizes_.width()]);
     past_.reset(new float[static_cast<size_t>(4) * room_ * sizes_.width()]);
     const int far = sizes_.far, offsets = 2 * far + 1;
-    for (const Layer& layer : stack.layers) {
-        if (layer.bias.empty()) break;
+    for (int layer = 0; layer < (sizes_.bias_per_layer ? sizes_.layers : 1); ++layer) {
         std::vector<float>& bias = bias_.emplace_back(static_cast<size_t>(2) * reach_ * sizes_.heads);
         for (int head = 0; head < sizes_.heads; ++head)
             for (int i = 0; i < 2 * reach_; ++i)
                 bias[static_cast<size_t>(head) * 2 * reach_ + i] =
-                    layer.bias[head * offsets + far + std::clamp(i - reach_, -far, far)];
+                    stack.layers[layer].bias[head * offsets + far + std::clamp(i - reach_, -far, far)];
     }
 }
 
@@ -117,7 +116,7 @@ inline void Encode::run(int thread) {
     }
 }
 
-inline void Encode::normed(const std::vector<float>& weight, const Matrix& matrix, int begin, int end, Own& own) {
+inline void Encode::normed(const float* weight, const Matrix& matrix, int begin, int end, Own& own) {
     const float* const from = hidden_.get() + static_cast<size_t>(begin) * sizes_.d_model;
     norm(sizes_, from, end - begin, weight, own.normed.data());
     own.input.set(own.normed.data(), end - begin, matrix);

@@ -1,14 +1,14 @@
 // Vectors of 16 lanes, in GCC's and Clang's vector extensions, with intrinsics where compilers find no good code.
 //
-// A source file defines LANES to a name and includes this with its own compiler flags, so each instruction set has its
-// own copy of everything that is built on lanes. Sums have a fixed order in each copy.
+// CMake defines LANES to a name and compiles this with flags of its own for each instruction set, so each has its own
+// copy of everything that is built on lanes. Sums have a fixed order in each copy.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "decoder.h"
+#include "stack.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

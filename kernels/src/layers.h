@@ -3,9 +3,8 @@
 
 #include <cmath>
 #include <utility>
-#include <vector>
 
-#include "decoder.h"
+#include "stack.h"
 #include "lanes.h"
 
 namespace lora_ft::LANES {
@@ -20,13 +19,13 @@ inline void embed(const Stack& stack, int64_t token, float* to) {
 }
 
 // Writes the norms of rows [rows, d_model].
-inline void norm(const Sizes& sizes, const float* from, int rows, const std::vector<float>& weight, float* to) {
+inline void norm(const Sizes& sizes, const float* from, int rows, const float* weight, float* to) {
     const int size = sizes.d_model;
     for (int row = 0; row < rows; ++row, from += size, to += size) {
         Floats squares{};
         for (int i = 0; i < size; i += kLanes) squares = fma(floats(from + i), floats(from + i), squares);
         const float factor = 1 / std::sqrt(sum(squares) / static_cast<float>(size) + sizes.epsilon);
-        for (int i = 0; i < size; i += kLanes) store(to + i, floats(from + i) * factor * floats(weight.data() + i));
+        for (int i = 0; i < size; i += kLanes) store(to + i, floats(from + i) * factor * floats(weight + i));
     }
 }
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "decoder.h"
+#include "stack.h"
 #include "lanes.h"
 
 namespace lora_ft::LANES {

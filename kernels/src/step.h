@@ -42,7 +42,7 @@ class Step {
     void choose(int thread);
     void score(Own& own, int tile);
     void score_likely(int thread, int begin, int end);
-    void normed(int thread, const std::vector<float>& weight, const Matrix& matrix, int tile);
+    void normed(int thread, const float* weight, const Matrix& matrix, int tile);
     void add(const Matrix& matrix, const std::vector<float>& from, int thread);
     void take(int thread, const float* from, const Matrix& matrix, int tile);
     template <class Sink>
@@ -117,7 +117,7 @@ inline void Step::embed(int thread) {
         LANES::embed(decoder_, call_.ids[i], hidden_.data() + static_cast<size_t>(i) * sizes_.d_model);
 }
 
-inline void Step::normed(int thread, const std::vector<float>& weight, const Matrix& matrix, int tile) {
+inline void Step::normed(int thread, const float* weight, const Matrix& matrix, int tile) {
     float* const rows = own_[thread].normed.data();
     norm(sizes_, hidden_.data(), count_, weight, rows);
     take(thread, rows, matrix, tile);
@@ -152,7 +152,6 @@ inline void Step::attend_self(int number, int thread) {
     const Layer& layer = decoder_.layers[number];
     Own& own = own_[thread];
     const int size = sizes_.d_kv, width = sizes_.width(), tiles = size / kTile;
-    const std::vector<float>& bias = layer.bias.empty() ? decoder_.layers[0].bias : layer.bias;
     const auto position = [&](int row) {
         return static_cast<int>(call_.lengths[call_.lengths_count == 1 ? 0 : row / call_.tokens]) + row % call_.tokens;
     };
@@ -172,7 +171,7 @@ inline void Step::attend_self(int number, int thread) {
             });
         }
     for (int head = begin; head < end; ++head) {
-        const float* const by_distance = bias.data() + static_cast<size_t>(head) * (sizes_.far + 1);
+        const float* const by_distance = layer.bias + static_cast<size_t>(head) * (sizes_.far + 1);
         for (int row = 0; row < count_; row += call_.tokens) {
             const int last = position(row + call_.tokens - 1), first = position(row) + 1;
             for (int key = 0; key <= last; ++key) own.bias[key] = by_distance[std::min(last - key, sizes_.far)];
@@ -261,8 +260,8 @@ inline void Step::score(Own& own, int tile) {
     for (int i = 0; i < kLanes; ++i) lanes[i] = i;
     float barred[kTile] = {};
     for (int i = known; i < kTile; ++i) barred[i] = -INFINITY;
-    for (const int64_t token : decoder_.ends)
-        if (call_.forbid_ends && token / kTile == tile) barred[token % kTile] = -INFINITY;
+    for (int i = 0; call_.forbid_ends && i < decoder_.ends_count; ++i)
+        if (decoder_.ends[i] / kTile == tile) barred[decoder_.ends[i] % kTile] = -INFINITY;
     each_product(head, tile, own.input, count_, [&](int row, const float* values) {
         for (int half = 0; half < kTile; half += kLanes) {
             const Floats scores = floats(values + half) + floats(barred + half);
@@ -287,7 +286,7 @@ inline void Step::score_likely(int thread, int begin, int end) {
     std::vector<int> highest(count_, begin);
     for (int tile = begin; tile < end; ++tile)
         each_product(decoder_.preview, tile, own.rounded, count_, [&](int row, const float* values) {
-            const float* const doubt = decoder_.doubt.data() + tile * kTile;
+            const float* const doubt = decoder_.doubt + tile * kTile;
             const Floats length = splat(own.rounded.lengths[row]);
             bound(tile, row) = maximum(larger(fma(floats(doubt), length, floats(values)),
                                               fma(floats(doubt + kLanes), length, floats(values + kLanes))));

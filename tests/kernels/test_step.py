@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -226,7 +225,7 @@ def test_unknown_instructions_and_odd_sizes_are_refused() -> None:
 def test_a_matrix_that_does_not_fit_is_refused(change: dict[str, object]) -> None:
     matrix = package.Matrix(np.zeros((32, 32), np.int8), np.ones(32, np.float32))
     with pytest.raises(ValueError, match="are no matrix of"):
-        package._pointers(dataclasses.replace(matrix, **change))
+        replace(matrix, **change)
 
 
 @pytest.mark.parametrize("instructions", package.INSTRUCTIONS)

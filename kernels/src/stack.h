@@ -1,4 +1,6 @@
-// The weights of the encoder or the decoder of a T5, repacked, and the arguments of their calls.
+// The weights of the encoder or the decoder of a T5, as Python packed them, and the arguments of their calls.
+//
+// Python mirrors these structures (lora_ft_kernels/*.py) and keeps their memory, in arrays at multiples of 64 bytes.
 #pragma once
 
 #include <algorithm>
@@ -6,8 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <vector>
 
 namespace lora_ft {
 
@@ -24,55 +24,23 @@ static inline Half nearest(float value) {  // of two, the even one; beyond the l
     return static_cast<Half>((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (sign >> 16 & 0x8000));
 }
 
-// Memory at addresses that are multiples of 64, in huge pages where the system has them.
-class Memory {
-  public:
-    explicit Memory(size_t bytes);
-    ~Memory();
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-    uint8_t* take(size_t bytes);  // the next `bytes`, zeroed
-
-  private:
-    uint8_t* begin_;
-    size_t size_, used_ = 0;
-};
-
 // A linear layer's weights as unsigned bytes or halves of bytes, in tiles of 32 outputs.
 //
 // Of each tile, four inputs of all outputs lie side by side. In 4 bits, the next four are in the upper halves.
 // A weight is (stored value - zero) * scale of its output and group.
 struct Matrix {
-    int outputs = 0, inputs = 0, bits = 8;
-    int group = 0;   // inputs that share a scale
-    int stride = 0;  // inputs, rounded up to a multiple of 64
-    float step = 0;  // fixed scale of the input, or 0 for one per row and group
-    int number = 0;  // among the decoder's
-    const uint8_t* values = nullptr;
-    const float* scales = nullptr;  // [tiles, groups, 32]
+    int outputs, inputs, bits;
+    int group;   // inputs that share a scale
+    int stride;  // inputs, rounded up to a multiple of 64
+    int number;  // among those of the stack
+    float step;  // fixed scale of the input, or 0 for one per row and group
+    const uint8_t* values;
+    const float* scales;  // [tiles, groups, 32]
 
     int zero() const { return bits == 8 ? 128 : 8; }
-    int byte(int output, int input) const {  // of weights in 8 bits
-        return values[output / kTile * tile_bytes() + input / 4 * 4 * kTile + output % kTile * 4 + input % 4] - zero();
-    }
-    float scale(int output, int input) const {
-        return scales[(output / kTile * groups() + input / group) * kTile + output % kTile];
-    }
     int groups() const { return inputs / group; }
     int tiles() const { return (outputs + kTile - 1) / kTile; }
     size_t tile_bytes() const { return static_cast<size_t>(stride) * kTile * bits / 8; }
-    size_t bytes() const { return tiles() * (tile_bytes() + sizeof(float) * groups() * kTile); }
-
-    // Packs int8 values [inputs, outputs] with a scale per output.
-    void pack(Memory& memory, const int8_t* from, const float* scale);
-    // Packs bytes [outputs, inputs * bits / 8], of which the lower half is first, with scales [outputs, groups].
-    void pack_groups(Memory& memory, const uint8_t* from, const float* scale);
-    // Packs the bytes of `from`, rounded to 4 bits. Returns the length of what each output loses by that.
-    std::vector<float> pack_rounded(Memory& memory, const Matrix& from);
-
-  private:
-    template <class Value, class Scale>
-    void fill(Memory& memory, Value value, Scale scale);
 };
 
 enum Activation { kRelu, kGelu, kSilu };
@@ -81,7 +49,6 @@ struct Sizes {
     int layers, heads, d_kv, d_model, d_ff, vocabulary;
     int far;  // largest distance that has its own position bias
     int gated, activation, bias_per_layer;
-    int encoder;  // or the decoder
     float epsilon;
 
     int width() const { return heads * d_kv; }
@@ -89,23 +56,21 @@ struct Sizes {
 
 struct Layer {
     Matrix joined, self_out, query, cross_out, up, down;  // an encoder lacks query and cross_out
-    std::vector<float> norms[3];
-    // [heads, far + 1], by distance; of an encoder [heads, 2 * far + 1], by query - key; empty if that of the first
-    // layer holds
-    std::vector<float> bias;
+    const float* norms[3];                                // an encoder has two
+    const float* bias;  // [heads, far + 1], by distance; of an encoder [heads, 2 * far + 1], by query - key
 };
 
 struct Stack {
-    Sizes sizes{};
-    std::unique_ptr<Memory> memory;
-    std::vector<Layer> layers;
-    Matrix head;  // of an encoder: the projections onto the keys and values of each decoder layer
-    Matrix preview;            // the head in 4 bits; without outputs if the head has no bytes
-    std::vector<float> doubt;  // [tiles, 32]: how much a logit may exceed its preview, for an input of length 1
-    std::vector<float> final_norm;
-    const int8_t* embedding = nullptr;  // [vocabulary, d_model], the caller's memory
-    std::vector<float> embedding_scale;
-    std::vector<int64_t> ends;  // tokens that end an answer
+    Sizes sizes;
+    Matrix head;     // of an encoder: the projections onto the keys and values of each decoder layer
+    Matrix preview;  // the head in 4 bits; without outputs if the head has no bytes
+    const Layer* layers;
+    const float* doubt;  // [tiles, 32]: how much a logit may exceed its preview, for an input of length 1
+    const float* final_norm;
+    const int8_t* embedding;       // [vocabulary, d_model]
+    const float* embedding_scale;  // [vocabulary]
+    const int64_t* ends;           // tokens that end an answer
+    int ends_count;
 };
 
 // What an adapter adds to the product with a matrix. A, its scales and B lie one after another.
@@ -118,7 +83,9 @@ struct LowRank {
     const uint8_t* b;      // of each tile, float scales [32], then [rank / 4, 32, 4] around 128
 };
 
-// Arguments of a step. Keys and values, those of the sources as halves, are [rows, heads, length, d_kv] in turns, for each layer.
+// Arguments of a step.
+//
+// Keys and values, those of the sources as halves, are [rows, heads, length, d_kv] in turns, for each layer.
 struct Call {
     int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
     const int64_t* ids;      // [rows, tokens]

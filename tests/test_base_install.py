@@ -107,7 +107,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("base-install") / "bundle"
-    make_bundle(checkpoint, out)
+    make_bundle(checkpoint, out, chat={"context": 3})
     return out
 
 

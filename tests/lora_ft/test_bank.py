@@ -321,7 +321,7 @@ def test_invalid_adapter_names_and_options_are_refused(
         (["evaluate", run, "--adapter", "a"], "--adapter is supported for banks only"),
         (["evaluate", bank, "--predictions", str(tmp_path / "file")], "name it with --adapter"),
         (["chat", bank, "--adapter", "a"], "no adapter 'a'; choose one of second, tiny"),
-        (["chat", bank], "or add --adapter NAME (adapters: second, tiny)"),
+        (["chat", bank], "add --adapter NAME (adapters: second, tiny)"),
         (["verify", bank, "--adapter", "tiny"], "--adapter requires --against"),
         (["verify", bank, "--against", run, "--adapter", "a"], "no adapter 'a'"),
         (["bench", bank], "is a bank, which cannot be timed"),
@@ -338,15 +338,18 @@ def test_invalid_adapter_names_and_options_are_refused(
     assert evaluate(bank, task=tiny_run.task).scores == evaluate(tiny_run.task.base, task=tiny_run.task).scores
 
 
-def test_adapter_chats_and_is_compared_again(
-    published: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_adapter_chats(chat_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_bank([f"talk={chat_run.folder}"], tmp_path / "bank", checks=CHECKS)
     talk = ["--rounds", "2", "--start", "Ana: hello", "--greedy", "--max-new-tokens", "8"]
     outputs = []
-    for model in ([str(published), "--adapter", "tiny"], [str(tiny_run.folder)]):
+    for model in ([str(tmp_path / "bank"), "--adapter", "talk"], [str(chat_run.folder)]):
+        capsys.readouterr()
         assert command(["chat", *model, *talk]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != ""
+
+
+def test_adapter_is_compared_again(published: Path, tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     against = ["--against", str(tiny_run.folder), "--rows", "2"]
     assert command(["verify", str(published), "--adapter", "tiny", *against]) == 0
     assert "2 of 2 rows match PyTorch's text" in capsys.readouterr().out.splitlines()[-1]

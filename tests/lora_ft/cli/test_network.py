@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from lora_ft.runs.run import Run
 from tests.conftest import write_task
 from tests.guarded import watched
 
@@ -20,7 +21,7 @@ for arguments in json.loads(sys.argv[1]):
 SUITE = "engines: [onnx/fp32]\nbatch: [1]\nsource: [8]\nnew: [2]\nrounds: 2\n"
 
 
-def test_no_command_uses_the_network(tiny_base: Path, tmp_path: Path) -> None:
+def test_no_command_uses_the_network(tiny_base: Path, chat_run: Run, tmp_path: Path) -> None:
     task = write_task(tmp_path, tiny_base, train={"max_steps": 1})
     run, out = str(tmp_path / "trained"), lambda name: ["--out", str(tmp_path / name)]
     suite = tmp_path / "suite.yaml"
@@ -35,7 +36,7 @@ def test_no_command_uses_the_network(tiny_base: Path, tmp_path: Path) -> None:
         ["generate", str(tmp_path / "bundle"), "a b"],
         ["generate", run, "a b"],
         ["compare", run, run],
-        ["chat", str(tmp_path / "bundle"), "--rounds", "1", "--start", "Ann: hello"],
+        ["chat", str(chat_run.folder), "--rounds", "1", "--start", "Ann: hello"],
         ["bench", str(tmp_path / "bundle"), "--suite", str(suite), *out("bench")],
     ]
     process, reached, home = watched(tmp_path, [sys.executable, "-c", RUN_ALL, json.dumps(verbs)])

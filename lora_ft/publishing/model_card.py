@@ -79,17 +79,16 @@ model = AutoModelForSeq2SeqLM.from_pretrained(where, subfolder="checkpoint")"""
     base = (
         'find_base("offline").folder' if task.base == OFFLINE else json.dumps(base_name(task.base), ensure_ascii=False)
     )
+    untie = share = ""
+    if task.lora.new_tokens or task.lora.trainable_token_indices:  # the rows that PEFT adds to `shared` only
+        untie = "base.config.tie_word_embeddings = base.lm_head.weight is base.shared.weight  # PEFT would tie them\n"
+        share = "\nmodel.get_base_model().set_input_embeddings(model.get_base_model().shared)  # or tokens are lost"
     code = f"""{imports}from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
 where = "adapter"
 base = AutoModelForSeq2SeqLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, where)"""
-    if task.lora.new_tokens or task.lora.trainable_token_indices:  # the rows that PEFT adds to `shared` only
-        load = "model = PeftModel"
-        untie = "base.config.tie_word_embeddings = base.lm_head.weight is base.shared.weight  # PEFT would tie them"
-        share = "model.get_base_model().set_input_embeddings(model.get_base_model().shared)  # or tokens are lost"
-        code = f"{code.replace(load, f'{untie}{chr(10)}{load}')}\n{share}"
+{untie}model = PeftModel.from_pretrained(base, where){share}"""
     return _card(head, task.name, f"A LoRA adapter for {code_span(base_name(task.base))}", facts, [], code)
 
 

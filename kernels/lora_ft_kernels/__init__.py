@@ -36,7 +36,7 @@ class _Call(ctypes.Structure):
 class _Sources(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("rows", "length", "threads")),
-        *((name, ctypes.c_void_p) for name in ("ids", "mask", "cross")),
+        *((name, ctypes.c_void_p) for name in ("ids", "mask", "lengths", "cross")),
     ]
 
 
@@ -97,7 +97,7 @@ class Step:
             memory.length,
             memory.room,
             lengths,
-            threads,
+            kernel.clamped(threads),
             0,
             self._ids.ctypes.data,
             self._lengths.ctypes.data,
@@ -149,6 +149,7 @@ class Kernel:
         self._handle = None
         self._stack = Stack(sizes, weights)
         self.shapes = self._stack.shapes
+        self._vocabulary, self._threads = sizes.vocabulary, threads
         self._cross = self.shapes[-1][1] // (sizes.heads * sizes.d_kv), sizes.heads, sizes.d_kv
         for name in (instructions,) if instructions else INSTRUCTIONS:
             self.instructions = name
@@ -156,6 +157,10 @@ class Kernel:
             if self._handle:
                 return
         raise ValueError(f"the processor lacks the instructions (asked for {instructions or INSTRUCTIONS})")
+
+    def clamped(self, threads: int) -> int:
+        """Return threads of a call, which cannot have more than the kernel."""
+        return max(1, min(threads, self._threads))
 
     def run(self, call: object) -> None:
         """Run a call of `Step`."""
@@ -185,8 +190,14 @@ class Kernel:
         shape = self._cross[0], ids.shape[0], self._cross[1], ids.shape[1], self._cross[2]
         if mask.shape != ids.shape or cross.shape != shape or cross.dtype != np.float16 or not cross.flags.c_contiguous:
             raise ValueError(f"keys and values are no float16 of the shape {shape} (got {cross.dtype} {cross.shape})")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
+            raise ValueError(f"a token is outside the vocabulary (got {ids.min()} to {ids.max()})")
+        lengths = np.max(np.arange(1, ids.shape[1] + 1, dtype=np.int64) * (mask != 0), axis=1, initial=0)
+        for row, length in enumerate(lengths):
+            cross[:, row, :, length:] = 0
         pointers = (ctypes.c_void_p * len(cross))(*(each.ctypes.data for each in cross))
-        call = _Sources(*ids.shape, threads, ids.ctypes.data, mask.ctypes.data, ctypes.addressof(pointers))
+        arrays = (array.ctypes.data for array in (ids, mask, lengths))
+        call = _Sources(*ids.shape, self.clamped(threads), *arrays, ctypes.addressof(pointers))
         self._check(self._library.lora_ft_encode(self._handle, ctypes.byref(call)))
 
     def begin_again(self) -> None:

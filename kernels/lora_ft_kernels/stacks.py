@@ -89,8 +89,8 @@ class _Stack(ctypes.Structure):
         ("sizes", _Sizes),
         *((name, PackedMatrix) for name in ("head", "preview")),
         *((name, ctypes.c_void_p) for name in ("layers", "doubt", "final_norm", "embedding", "embedding_scale")),
-        ("ends", ctypes.c_void_p),
-        ("ends_count", ctypes.c_int),
+        ("barred", ctypes.c_void_p),
+        ("barred_counts", ctypes.c_int * 2),
     ]
 
 
@@ -128,15 +128,17 @@ class Stack:
         block = Block([*shapes, *((array.shape, array.dtype) for array in floats)])
         packed = [pack(block, number, matrix) for number, matrix in enumerate(matrices)]
         addresses = [block.copy(array) for array in floats]
-        biases = addresses[norms * sizes.layers + 1 : -2]
+        *biases, doubts, embedding_scale = addresses[norms * sizes.layers + 1 :]
         layers = (_Layer * sizes.layers)()
         for i, layer in enumerate(layers):
             for kind, matrix in zip(kinds, packed[len(kinds) * i :], strict=False):
                 setattr(layer, kind, matrix)
             layer.norms[:norms] = addresses[norms * i : norms * (i + 1)]
             layer.bias = biases[i % len(biases)]
-        embedding, ends = np.ascontiguousarray(weights.embedding), np.array(weights.ends, np.int64)
-        self._kept = block, layers, embedding, ends
+        embedding = np.ascontiguousarray(weights.embedding)
+        spare = range(matrices[head].outputs, matrices[head].outputs + -matrices[head].outputs % TILE)
+        barred = np.array([*spare, *weights.ends], np.int64)
+        self._kept = block, layers, embedding, barred
         numbers = (getattr(sizes, name) for name in _NUMBERS)
         activation = ACTIVATIONS.index(sizes.activation)
         self._stack = _Stack(
@@ -145,10 +147,10 @@ class Stack:
             packed[head + 1] if doubt.size else PackedMatrix(),
             ctypes.addressof(layers),
             final_norm=addresses[norms * sizes.layers],
-            doubt=addresses[-2],
+            doubt=doubts,
             embedding=embedding.ctypes.data,
-            embedding_scale=addresses[-1],
-            ends=ends.ctypes.data,
-            ends_count=len(ends),
+            embedding_scale=embedding_scale,
+            barred=barred.ctypes.data,
+            barred_counts=(len(spare), len(barred)),
         )
         self.reference = ctypes.byref(self._stack)

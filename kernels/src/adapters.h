@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "layers.h"
-#include "products.h"
 
 namespace lora_ft::LANES {
 
@@ -22,78 +21,72 @@ class Additions {
   public:
     // Multiplies this thread's rows of `all` [rows] with the A of their adapters, given rows [rows, inputs].
     void set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input, int thread, int threads,
-             std::vector<Addition>& all);
+             std::vector<Addition>& all) {
+        const int count = call.rows * call.tokens, shared = count / call.sources;
+        const auto [begin, end] = share(count, thread, threads);
+        begin_ = begin;
+        rows_.resize(end - begin);
+        for (int row = begin; row < end; ++row) {
+            const LowRank* const adapters = call.adapters[row / shared];
+            const LowRank* const adapter = adapters && adapters[matrix.number].a ? adapters + matrix.number : nullptr;
+            auto& [inner, next, next_end] = rows_[row - begin];
+            all[row].adapter = adapter;
+            next = next_end = nullptr;
+            if (!adapter) continue;
+            inner.resize((adapter->parts * adapter->rank + kLanes - 1) / kLanes * kLanes);
+            const bool same = input.groups == 1 && matrix.step == adapter->step;
+            if (!same) {
+                Matrix plain = matrix;
+                plain.bits = 8, plain.group = matrix.inputs, plain.step = adapter->step;
+                rounded_.set(from + static_cast<size_t>(row) * matrix.inputs, 1, plain);
+            }
+            const Quantized& x = same ? input : rounded_;
+            const size_t at = same ? row : 0;
+            // with a scale per row, A's scales are in its units
+            all[row] = {adapter, adapter->step ? 1 : x.steps[at], inner.data()};
+            const float factor = adapter->step ? adapter->step : 1;
+            multiply(*adapter, x.values.data() + at * x.stride, x.stride, factor, inner.data());
+            if (row > begin && adapter == all[row - 1].adapter) continue;
+            next = adapter[1].a;
+            next_end = reinterpret_cast<const uint8_t*>(adapter[1].a_scale);
+        }
+    }
+
     // Fetches a part of the A that the row needs for the next matrix, if this thread multiplies it.
-    void prefetch_next(int row);
+    void prefetch_next(int row) {
+        constexpr int kLines = 16;
+        if (row < begin_ || row >= begin_ + static_cast<int>(rows_.size())) return;
+        Row& own = rows_[row - begin_];
+        for (int i = 0; i < kLines && own.next < own.next_end; ++i, own.next += 64) prefetch(own.next);
+    }
 
   private:
-    void multiply(const LowRank& adapter, const int8_t* x, int stride, float factor, int8_t* to);
-
-    int begin_ = 0;                     // first row
-    std::vector<int8_t> inner_;         // products with A
-    std::vector<std::pair<const uint8_t*, const uint8_t*>> next_;  // of each row: what of the next A is not fetched
-    Quantized own_;                     // a row, where the matrix takes it rounded otherwise
-};
-
-inline void Additions::set(const Call& call, const Matrix& matrix, const float* from, const Quantized& input,
-                           int thread, int threads, std::vector<Addition>& all) {
-    const int count = call.rows * call.tokens, shared = count / call.sources;
-    const auto [begin, end] = share(count, thread, threads);
-    const auto adapter_of = [&](int row) {
-        const LowRank* const adapters = call.adapters[row / shared];
-        return adapters && adapters[matrix.number].a ? adapters + matrix.number : nullptr;
+    struct Row {
+        std::vector<int8_t> inner;       // product with A
+        const uint8_t *next, *next_end;  // what of the next A is not fetched
     };
-    int width = 0;
-    for (int row = begin; row < end; ++row)
-        if (const LowRank* const adapter = adapter_of(row)) width = std::max(width, adapter->parts * adapter->rank);
-    width = (width + kLanes - 1) / kLanes * kLanes;
-    inner_.resize(static_cast<size_t>(end - begin) * width);
-    next_.assign(end - begin, {});
-    begin_ = begin;
-    for (int row = begin; row < end; ++row) {
-        const LowRank* const adapter = adapter_of(row);
-        all[row].adapter = adapter;
-        if (!adapter) continue;
-        const bool same = input.groups == 1 && matrix.step == adapter->step;
-        if (!same) {
-            Matrix plain = matrix;
-            plain.bits = 8, plain.group = matrix.inputs, plain.step = adapter->step;
-            own_.set(from + static_cast<size_t>(row) * matrix.inputs, 1, plain);
-        }
-        const Quantized& x = same ? input : own_;
-        const size_t at = same ? row : 0;
-        int8_t* const inner = inner_.data() + static_cast<size_t>(row - begin) * width;
-        // with a scale per row, A's scales are in its units
-        all[row] = {adapter, adapter->step ? 1 : x.steps[at], inner};
-        multiply(*adapter, x.values.data() + at * x.stride, x.stride, adapter->step ? adapter->step : 1, inner);
-        if (row == begin || adapter != all[row - 1].adapter)
-            next_[row - begin] = {adapter[1].a, reinterpret_cast<const uint8_t*>(adapter[1].a_scale)};
-    }
-}
 
-inline void Additions::prefetch_next(int row) {
-    constexpr int kLines = 16;
-    if (row < begin_ || row >= begin_ + static_cast<int>(next_.size())) return;
-    auto& [at, end] = next_[row - begin_];
-    for (int i = 0; i < kLines && at < end; ++i, at += 64) prefetch(at);
-}
-
-inline void Additions::multiply(const LowRank& adapter, const int8_t* x, int stride, float factor, int8_t* to) {
-    const int columns = adapter.parts * adapter.rank;
-    Ints zeros{};
-    for (int i = 0; i < stride; i += 64) zeros = dot(zeros, Bytes{} + 128, load<Ints>(x + i));
-    for (int first = 0; first < columns; first += kLanes) {
-        Floats each[kLanes] = {};
-        for (int j = 0; j < kLanes && first + j < columns; ++j) {
-            const uint8_t* const column = adapter.a + static_cast<size_t>(first + j) * stride;
-            Ints total = -zeros;
-            for (int i = 0; i < stride; i += 64) total = dot(total, load<Bytes>(column + i), load<Ints>(x + i));
-            each[j] = to_floats(total);
+    void multiply(const LowRank& adapter, const int8_t* x, int stride, float factor, int8_t* to) {
+        const int columns = adapter.parts * adapter.rank;
+        Ints zeros{};
+        for (int i = 0; i < stride; i += 64) zeros = dot(zeros, Bytes{} + 128, load<Ints>(x + i));
+        for (int first = 0; first < columns; first += kLanes) {
+            Floats each[kLanes] = {};
+            for (int j = 0; j < kLanes && first + j < columns; ++j) {
+                const uint8_t* const column = adapter.a + static_cast<size_t>(first + j) * stride;
+                Ints total = -zeros;
+                for (int i = 0; i < stride; i += 64) total = dot(total, load<Bytes>(column + i), load<Ints>(x + i));
+                each[j] = to_floats(total);
+            }
+            const Floats product = sums(each) * (floats(adapter.a_scale + first) * factor);
+            store_bytes(to + first, rounded(smaller(larger(product, splat(-128.0f)), splat(127.0f))));
         }
-        const Floats product = sums(each) * (floats(adapter.a_scale + first) * factor);
-        store_bytes(to + first, rounded(smaller(larger(product, splat(-128.0f)), splat(127.0f))));
     }
-}
+
+    int begin_ = 0;  // first row
+    std::vector<Row> rows_;
+    Quantized rounded_;  // a row, where the matrix takes it rounded otherwise
+};
 
 inline const uint8_t* tile_of(const LowRank& adapter, int tile) {
     return adapter.b + static_cast<size_t>(tile) * kTile * (sizeof(float) + adapter.rank);

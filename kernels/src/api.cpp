@@ -37,16 +37,13 @@ struct Kernel {
 };
 
 }  // namespace
-}  // namespace lora_ft
-
-using lora_ft::Kernel;
 
 extern "C" {
 
 // Returns a kernel, or null if the processor lacks the instructions or the memory does not suffice.
-Kernel* lora_ft_open(const lora_ft::Stack* stack, const char* instructions, int threads) try {
-    const lora_ft::Functions* const functions = lora_ft::functions_for(instructions);
-    return functions ? new Kernel{stack, functions, std::make_unique<lora_ft::Pool>(threads)} : nullptr;
+Kernel* lora_ft_open(const Stack* stack, const char* instructions, int threads) try {
+    const Functions* const functions = functions_for(instructions);
+    return functions ? new Kernel{stack, functions, std::make_unique<Pool>(threads)} : nullptr;
 } catch (const std::exception&) {
     return nullptr;
 }
@@ -54,10 +51,9 @@ Kernel* lora_ft_open(const lora_ft::Stack* stack, const char* instructions, int 
 void lora_ft_close(Kernel* kernel) { delete kernel; }
 
 // Returns 0, 1 if a token or a length is out of range, or 2 if the memory does not suffice.
-int lora_ft_step(Kernel* kernel, const lora_ft::Call* call) try {
-    const int64_t vocabulary = kernel->stack->sizes.vocabulary;
+int lora_ft_step(Kernel* kernel, const Call* call) try {
     for (int i = 0; i < call->rows * call->tokens; ++i)
-        if (call->ids[i] < 0 || call->ids[i] >= vocabulary) return 1;
+        if (call->ids[i] < 0 || call->ids[i] >= kernel->stack->sizes.vocabulary) return 1;
     for (int i = 0; i < call->lengths_count; ++i)
         if (call->lengths[i] < 0 || call->lengths[i] + call->tokens > call->room) return 1;
     kernel->functions->step(*kernel->stack, *call, *kernel->pool);
@@ -66,11 +62,8 @@ int lora_ft_step(Kernel* kernel, const lora_ft::Call* call) try {
     return 2;
 }
 
-// Returns 0, 1 if a token is out of range, or 2 if the memory does not suffice.
-int lora_ft_encode(Kernel* kernel, const lora_ft::Sources* call) try {
-    const int64_t vocabulary = kernel->stack->sizes.vocabulary;
-    for (size_t i = 0; i < static_cast<size_t>(call->rows) * call->length; ++i)
-        if (call->ids[i] < 0 || call->ids[i] >= vocabulary) return 1;
+// Returns 0, or 2 if the memory does not suffice.
+int lora_ft_encode(Kernel* kernel, const Sources* call) try {
     kernel->functions->encode(*kernel->stack, *call, *kernel->pool);
     return 0;
 } catch (const std::exception&) {
@@ -78,14 +71,15 @@ int lora_ft_encode(Kernel* kernel, const lora_ft::Sources* call) try {
 }
 
 // Rounds floats to halves.
-void lora_ft_round(const float* from, lora_ft::Half* to, size_t count) {
-    for (size_t i = 0; i < count; ++i) to[i] = lora_ft::nearest(from[i]);
+void lora_ft_round(const float* from, Half* to, size_t count) {
+    for (size_t i = 0; i < count; ++i) to[i] = nearest(from[i]);
 }
 
 // Starts threads in a forked child. The pool of the parent is never destroyed, since its threads are not there to end.
 void lora_ft_forked(Kernel* kernel) {
     const int threads = kernel->pool->size();
     static_cast<void>(kernel->pool.release());
-    kernel->pool = std::make_unique<lora_ft::Pool>(threads);
+    kernel->pool = std::make_unique<Pool>(threads);
 }
 }
+}  // namespace lora_ft

@@ -153,23 +153,15 @@ inline void attend_lanes(const Group& group, float* scores, float* out, int stri
 }
 
 inline void attend(const Group& group, int d_kv, float* scores, float* out, int stride) {
-    switch (d_kv) {
-        case 32: return attend_lanes<32>(group, scores, out, stride);
-        case 64: return attend_lanes<64>(group, scores, out, stride);
-        case 128: return attend_lanes<128>(group, scores, out, stride);
-    }
+    const auto function = d_kv == 32 ? attend_lanes<32> : d_kv == 64 ? attend_lanes<64> : attend_lanes<128>;
+    function(group, scores, out, stride);
 }
 
 template <class Number>
 inline void attend(const Queries<Number>& queries, int d_kv, float* weights, int room) {
-    for (int begin = 0; begin < queries.number; begin += kQueries) {
-        const int end = std::min(begin + kQueries, queries.number);
-        switch (d_kv) {
-            case 32: attend_of<2>(queries, begin, end, weights, room); break;
-            case 64: attend_of<4>(queries, begin, end, weights, room); break;
-            case 128: attend_of<8>(queries, begin, end, weights, room); break;
-        }
-    }
+    const auto function = d_kv == 32 ? attend_of<2, Number> : d_kv == 64 ? attend_of<4, Number> : attend_of<8, Number>;
+    for (int begin = 0; begin < queries.number; begin += kQueries)
+        function(queries, begin, std::min(begin + kQueries, queries.number), weights, room);
 }
 
 }  // namespace lora_ft::LANES

@@ -4,7 +4,6 @@
 // copy of everything that is built on lanes. Sums have a fixed order in each copy.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -38,6 +37,7 @@ inline void store(Element* to, Vector vector) {
 inline Floats floats(const float* from) { return load<Floats>(from); }
 inline void prefetch(const void* address) { __builtin_prefetch(address); }
 inline Ints splat(int32_t value) { return Ints{} + value; }
+inline Floats to_floats(Ints a) { return __builtin_convertvector(a, Floats); }
 inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 
 #if defined(__AVX512F__)
@@ -46,7 +46,6 @@ inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Ints rounded(Floats a) { return (Ints)_mm512_cvtps_epi32(a); }
-inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps((__m512i)a); }
 inline float sum(Floats a) { return _mm512_reduce_add_ps(a); }
 inline float maximum(Floats a) { return _mm512_reduce_max_ps(a); }
 inline Floats floats(const Half* from) { return _mm512_cvtph_ps(load<__m256i>(from)); }
@@ -58,7 +57,6 @@ inline Floats splat(float value) { return Floats{} + value; }
 inline Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
-inline Floats to_floats(Ints a) { return __builtin_convertvector(a, Floats); }
 inline Ints rounded(Floats a) {  // to even, by the addition that leaves no bits behind the point
     const Floats shift = splat(12582912.0f);
     return (Ints)(a + shift) - (Ints)shift;

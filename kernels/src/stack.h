@@ -69,8 +69,8 @@ struct Stack {
     const float* final_norm;
     const int8_t* embedding;       // [vocabulary, d_model]
     const float* embedding_scale;  // [vocabulary]
-    const int64_t* ends;           // tokens that end an answer
-    int ends_count;
+    const int64_t* barred;         // the rest of the last tile, which is no token, then the ends of an answer
+    int barred_counts[2];          // of the former, and of both
 };
 
 // What an adapter adds to the product with a matrix. A, its scales and B lie one after another.
@@ -83,9 +83,8 @@ struct LowRank {
     const uint8_t* b;      // of each tile, float scales [32], then [rank / 4, 32, 4] around 128
 };
 
-// Arguments of a step.
-//
-// Keys and values, those of the sources as halves, are [rows, heads, length, d_kv] in turns, for each layer.
+// Arguments of a step. Keys and values, those of the sources as halves, are [rows, heads, length, d_kv] in turns, for
+// each layer.
 struct Call {
     int rows, tokens, sources, source_length, room, lengths_count, threads, forbid_ends;
     const int64_t* ids;      // [rows, tokens]
@@ -100,10 +99,11 @@ struct Call {
 
 // Sources to be encoded. Keys and values [rows, heads, length, d_kv] are in turns, for each layer of the decoder.
 struct Sources {
-    int rows, length, threads;
-    const int64_t* ids;   // [rows, length]
-    const int64_t* mask;  // [rows, length]
-    Half* const* cross;
+    int rows, length, threads;  // threads: at most the kernel's, as in a step
+    const int64_t* ids;      // [rows, length]
+    const int64_t* mask;     // [rows, length]
+    const int64_t* lengths;  // [rows]: tokens up to the last that is not masked
+    Half* const* cross;      // behind the lengths, nothing is written
 };
 
 class Pool;

@@ -202,6 +202,18 @@ def test_the_first_of_equal_tokens_is_chosen() -> None:
     assert answers.take(np.array([[5]]), np.zeros(1, np.int64))[1].item() == 0
 
 
+def test_a_call_has_no_more_threads_than_the_kernel() -> None:
+    s = sizes()
+    decoder = Decoder(package, s)
+    cross, mask = sources(s, 2, seed=9)
+    tokens = np.random.default_rng(9).integers(0, s.vocabulary, (2, 5))
+    single, more = (
+        Answers(kernel_of(decoder, threads=threads), s, cross, mask, 2).take(tokens, np.zeros(1, np.int64))[0]
+        for threads in (1, 3)  # calls ask for 2
+    )
+    assert np.array_equal(single, more)
+
+
 @pytest.mark.parametrize(("tokens", "lengths"), [([[83]], [0]), ([[-1]], [0]), ([[3, 4]], [ROOM - 1]), ([[3]], [-1])])
 def test_what_is_out_of_range_is_refused(tokens: list[list[int]], lengths: list[int]) -> None:
     s = sizes()

@@ -159,9 +159,14 @@ inline void attend(const Group& group, int d_kv, float* scores, float* out, int 
 
 template <class Number>
 inline void attend(const Queries<Number>& queries, int d_kv, float* weights, int room) {
-    const auto function = d_kv == 32 ? attend_of<2, Number> : d_kv == 64 ? attend_of<4, Number> : attend_of<8, Number>;
-    for (int begin = 0; begin < queries.number; begin += kQueries)
-        function(queries, begin, std::min(begin + kQueries, queries.number), weights, room);
+    for (int begin = 0; begin < queries.number; begin += kQueries) {
+        const int end = std::min(begin + kQueries, queries.number);
+        switch (d_kv) {
+            case 32: attend_of<2>(queries, begin, end, weights, room); break;
+            case 64: attend_of<4>(queries, begin, end, weights, room); break;
+            case 128: attend_of<8>(queries, begin, end, weights, room); break;
+        }
+    }
 }
 
 }  // namespace lora_ft::LANES

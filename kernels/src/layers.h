@@ -3,7 +3,6 @@
 // The result of a row has the same bits whatever rows are computed with it.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -78,7 +77,8 @@ struct Quantized {
         if (!step) {
             Floats peaks{};
             for (int i = 0; i < count; i += kLanes) peaks = larger(peaks, magnitude(floats(from + i)));
-            step = std::max(kTiny, maximum(peaks) * (1 / 127.0f));
+            step = maximum(peaks) * (1 / 127.0f);
+            step = step > kTiny ? step : kTiny;
         }
         const float inverse = 1 / step;
         Ints totals{};

@@ -2,10 +2,6 @@
 
 #include <chrono>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace lora_ft {
 
 namespace {
@@ -15,7 +11,7 @@ constexpr int kTurns = 2000;  // of a loop before another thread may have the co
 
 void pause() {
 #if defined(__x86_64__)
-    _mm_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif

@@ -14,6 +14,7 @@ from benchmarks.command import run_command
 from benchmarks.lines import result
 from benchmarks.studies.bank import tables as bank_tables
 from benchmarks.studies.decoding import tables as decoding_tables
+from benchmarks.studies.defaults import tables as defaults_tables
 from benchmarks.studies.kernel import tables as kernel_tables
 from benchmarks.studies.running_batch import tables as running_batch_tables
 from benchmarks.studies.search import tables as search_tables
@@ -248,6 +249,11 @@ def search(results: dict[str, Any]) -> str:
     return f"{search_tables(results)} {_machine(results['environment'])}."
 
 
+def defaults(results: dict[str, Any]) -> str:
+    """Return the tables of `benchmarks.studies.defaults`, and what they were measured on."""
+    return f"{defaults_tables(results)}\n\nBase `offline`; {_machine(results['environment'])}."
+
+
 def decoding(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.decoding`, and what it was measured on."""
     return f"{decoding_tables(results)}\n\n{results['precision']}; {_machine(results['environment'])}."
@@ -315,6 +321,7 @@ TABLES = {
     "running_batch": running_batch,
     "decoding": decoding,
     "search": search,
+    "defaults": defaults,
     "shrinking": shrinking,
     "shapes": shapes,
     "kernel": kernel,
@@ -345,7 +352,7 @@ SOURCES = {
 
 PAGES = {
     "README.md": ("kernel_line", "dialogsum", "serving_line", "dialogsum_line"),
-    "docs/guides/training.md": ("sizes", "shrinking", "methods"),
+    "docs/guides/training.md": ("sizes", "shrinking", "methods", "defaults"),
     "docs/guides/many-adapters.md": ("groups",),
     "docs/guides/decoding.md": ("decoding", "prompt_lookup"),
     "docs/guides/search.md": ("search",),

@@ -6,6 +6,7 @@ python -m benchmarks.readme          # rewrite the tables of all pages
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,24 +245,14 @@ def running_batch(results: dict[str, Any]) -> str:
     )
 
 
-def search(results: dict[str, Any]) -> str:
-    """Return the table of `benchmarks.studies.search`, and what it was measured on."""
-    return f"{search_tables(results)} {_machine(results['environment'])}."
-
-
-def defaults(results: dict[str, Any]) -> str:
-    """Return the tables of `benchmarks.studies.defaults`, and what they were measured on."""
-    return f"{defaults_tables(results)}\n\nBase `offline`; {_machine(results['environment'])}."
-
-
 def decoding(results: dict[str, Any]) -> str:
     """Return the table of `benchmarks.studies.decoding`, and what it was measured on."""
     return f"{decoding_tables(results)}\n\n{results['precision']}; {_machine(results['environment'])}."
 
 
-def shrinking(results: dict[str, Any]) -> str:
-    """Return the table of `benchmarks.studies.shrinking`, and what it was measured on."""
-    return f"{shrinking_tables(results)} {_machine(results['environment'])}."
+def _with_machine(tables: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    """Return a function that also says where the tables of a study were measured."""
+    return lambda results: f"{tables(results)} {_machine(results['environment'])}."
 
 
 def shapes(results: dict[str, Any]) -> str:
@@ -320,9 +311,9 @@ TABLES = {
     "bank": bank,
     "running_batch": running_batch,
     "decoding": decoding,
-    "search": search,
-    "defaults": defaults,
-    "shrinking": shrinking,
+    "search": _with_machine(search_tables),
+    "defaults": _with_machine(defaults_tables),
+    "shrinking": _with_machine(shrinking_tables),
     "shapes": shapes,
     "kernel": kernel,
     "kernel_line": lines.kernel_line,

@@ -115,12 +115,18 @@ def measure(design: Design, tasks: Sequence[str], out: Path, results: Path, prog
         progress: Receives stages and notes.
 
     Raises:
-        UsageError: `results` has figures of other rows, overrides or variants.
+        UsageError: `results` has figures of other rows, seeds, overrides or variants.
         LoraFtError: A variant failed.
     """
-    frame = {"version": VERSION, "rows": design.rows, "overrides": design.overrides, "variants": dict(design.variants)}
+    frame = {
+        "version": VERSION,
+        "rows": design.rows,
+        "seeds": design.seeds,
+        "overrides": design.overrides,
+        "variants": dict(design.variants),
+    }
     figures: dict[str, Any] = read_json(results) if results.is_file() else {**frame, "tasks": {}}
-    if any(figures[key] != value for key, value in frame.items()):
+    if any(figures.get(key) != value for key, value in frame.items()):
         raise UsageError(f"{results} has figures of another recipe", "delete it, or pass another --json")
     figures["environment"] = environment()
     seeds = range(1, design.seeds + 1)
@@ -139,34 +145,26 @@ def measure(design: Design, tasks: Sequence[str], out: Path, results: Path, prog
     return figures
 
 
-def _changes(figures: Mapping[str, Any], variant: str, task: str | None = None) -> list[float]:
-    """Return the changes of the score against the recipe, of each seed of one task or of all."""
-    scores = [entry["scores"] for name, entry in figures["tasks"].items() if task in (None, name)]
-    return [new - old for each in scores for new, old in zip(each[variant], each[RECIPE], strict=True)]
-
-
 def tables(figures: Mapping[str, Any]) -> str:
-    """Return the table of the variants, by their mean change of the score, and what was compared."""
-    names = list(figures["tasks"])
-    lines = []
-    for variant in sorted(figures["variants"], key=lambda name: -statistics.mean(_changes(figures, name))):
-        changes = _changes(figures, variant)
-        better = "" if variant == RECIPE else f"{sum(change > 0 for change in changes)} of {len(changes)}"
-        means = [f"{statistics.mean(_changes(figures, variant, name)):+.1f}" for name in names]
-        lines.append((variant, f"{statistics.mean(changes):+.1f}", better, *means))
-    count = len(_changes(figures, RECIPE, names[0]))
-    caption = (
-        f"Validation score of the best step, mean change against {RECIPE} over {count} seeds of each task, each with "
-        f"{figures['rows']} training rows of its own. Recipe: {', '.join(figures['overrides'])}; else the defaults."
-    )
-    columns = [f"{name}, {figures['tasks'][name]['metric']}" for name in names]
+    """Return the table of the variants' mean changes of the score, and what was compared."""
+    tasks = figures["tasks"].values()
+    lines = [(variant, *(_change(task["scores"], variant) for task in tasks)) for variant in figures["variants"]]
+    columns = [f"{name}, {task['metric']}" for name, task in figures["tasks"].items()]
     return "\n".join(
         [
-            table(["changed", "score", "better in", *columns], lines),
+            table(["changed", *columns], lines),
             "",
-            caption,
+            f"Validation score of the best step, mean change against {RECIPE} (in how many seeds it rose). Each seed "
+            f"has {figures['rows']} training rows of its own. Recipe: {', '.join(figures['overrides'])}; else the "
+            "defaults.",
         ]
     )
+
+
+def _change(scores: Mapping[str, Sequence[float]], variant: str) -> str:
+    changes = [new - old for new, old in zip(scores[variant], scores[RECIPE], strict=True)]
+    mean = f"{statistics.mean(changes):+.1f}"
+    return mean if variant == RECIPE else f"{mean} ({sum(change > 0 for change in changes)} of {len(changes)})"
 
 
 def _main(

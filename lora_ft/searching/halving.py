@@ -8,6 +8,7 @@ promoted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,15 @@ class Ladder:
         if trial.repeats is not None or rung >= self.rungs:
             return trial.steps
         return min(max(rung + 1, trial.steps // self.eta ** (self.rungs - rung)), trial.steps)
+
+    def is_early(self, trial: Trial) -> bool:
+        """Return True on the way to the first rung, if the run that the trial may become is not evaluated there."""
+        return trial.repeats is None and not trial.scores and self.target(trial) < self.interval(trial.steps)
+
+    def best(self, trial: Trial, sign: int) -> float:
+        """Return the best score on the way to the next rung, or NaN. Early scores, of fewer rows, count only there."""
+        since = 0 if self.is_early(trial) else self.interval(trial.steps)
+        return max((sign * score for step, score in trial.curve if step >= since), default=math.nan) * sign
 
     def promotion(self, record: SearchRecord) -> Trial | None:
         """Return a paused trial among the best 1/eta of a rung, from the highest rung that has one."""

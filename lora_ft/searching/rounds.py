@@ -128,7 +128,7 @@ def _record_state(trial: Trial, record: SearchRecord, ladder: Ladder, out: Path,
     place = out / TRIALS / trial.name
     finished = is_run(place)
     trial.curve = _curve(place if finished else working_folder(place), record.metric)
-    best = max((record.sign * score for _, score in trial.curve), default=math.nan)
+    best = ladder.best(trial, record.sign)
     if failure:
         trial.state, trial.reason = "failed", failure
         return
@@ -136,13 +136,13 @@ def _record_state(trial: Trial, record: SearchRecord, ladder: Ladder, out: Path,
     if finished:
         metrics = Run(place).metrics
         trial.step = metrics["steps"]
-        best = math.nan if metrics["best_metric"] is None else record.sign * metrics["best_metric"]
+        best = math.nan if metrics["best_metric"] is None else metrics["best_metric"]
         trial.state = "finished"
         missing = ladder.rungs + 1 - len(trial.scores) if trial.repeats is None else 1
-        trial.scores += [record.sign * best] * missing
+        trial.scores += [best] * missing
     elif trial.step == ladder.target(trial):
         trial.state = "paused"
-        trial.scores.append(record.sign * best)
+        trial.scores.append(best)
     if trial.state != "running" and math.isnan(best):
         trial.state, trial.scores, trial.reason = "failed", [], "its validation score is not finite"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,8 @@ from lora_ft.tasks.search import Space, with_settings
 from lora_ft.training.memory_estimates import Shape
 from lora_ft.training.plan import Plan
 from lora_ft.training.prepared_data import PreparedData
+
+EARLY_ROWS = 128  # most validation rows at the first rung
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,19 @@ class TrialPlanner:
         return with_settings(self.data.task, settings).model_copy(update={"name": trial.name})
 
     def prepared(self, trial: Trial) -> PreparedData:
-        """Return the prepared data of a trial."""
-        return replace(self.data, task=self.task(trial))
+        """Return the prepared data of a trial on its way to its next rung.
+
+        At the first rung, which every trial reaches, some of the validation rows are enough to tell hopeless trials.
+        """
+        validation = self.data.validation
+        if self.ladder.is_early(trial):
+            validation = validation[:: math.ceil(len(validation) / EARLY_ROWS)]  # they are sorted by length
+        return replace(self.data, task=self.task(trial), validation=validation)
 
     def plan(self, trial: Trial) -> Plan:
         """Return the plan of a trial, which is made once, since peft then adapts every layer."""
         if trial.name not in self._plans:
-            self._plans[trial.name] = self.site.plan(self.prepared(trial))
+            self._plans[trial.name] = self.site.plan(replace(self.data, task=self.task(trial)))
         return self._plans[trial.name]
 
     def trial(self, number: int, settings: Mapping[str, Any]) -> Trial:

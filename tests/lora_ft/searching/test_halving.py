@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_smaller_loss_is_better(losses: list[int], source: random.Random) -> N
 def test_rungs_are_fractions_of_the_steps(steps: int, rungs: tuple[int, ...]) -> None:
     targets = [LADDER.target(make_trial(0, *[1.0] * reached, steps=steps, state="running")) for reached in range(3)]
     assert tuple(targets) == rungs
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_early_scores_do_not_count_at_later_rungs(sign: int) -> None:
+    trial = make_trial(0, curve=[(5, sign * 9.0)], state="running")
+    assert LADDER.is_early(trial) and LADDER.best(trial, sign) == sign * 9.0
+    trial.scores, trial.curve = [sign * 9.0], [(5, sign * 9.0), (22, sign * 3.0), (44, sign * 4.0), (66, sign * 2.0)]
+    assert not LADDER.is_early(trial) and LADDER.best(trial, sign) == sign * 4.0
+    assert math.isnan(LADDER.best(make_trial(0, 1.0, curve=[(5, 1.0)]), sign))
 
 
 def test_a_repetition_trains_to_its_end() -> None:

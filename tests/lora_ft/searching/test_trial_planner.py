@@ -47,6 +47,19 @@ def test_a_trial_is_the_task_with_its_values(make_planner: Callable[..., TrialPl
     assert planner.task(again).train.seed == 6 and planner.task(again).lora == planner.task(small).lora
 
 
+def test_the_first_rung_takes_some_validation_rows(make_planner: Callable[..., TrialPlanner]) -> None:
+    planner = make_planner(rows=300, data={"validation": "train.jsonl"}, train={"max_steps": 90})
+    rows = planner.data.validation
+    trial = planner.trial(0, {"lora.r": 2})
+    early = planner.prepared(trial).validation
+    assert len(rows) == 300 and early == rows[::3]
+    assert planner.prepared(planner.repetition(trial, 1, 43)).validation == rows
+    trial.step, trial.scores = 5, [1.0]
+    assert planner.prepared(trial).validation == rows
+    short = make_planner(rows=300, data={"validation": "train.jsonl"}, train={"max_steps": 3})
+    assert short.prepared(short.trial(0, {"lora.r": 2})).validation == rows
+
+
 def test_steps_depend_on_the_batch(make_planner: Callable[..., TrialPlanner]) -> None:
     planner = make_planner(rows=40, train={"num_train_epochs": 9})
     trials = [planner.trial(size, {"train.per_device_train_batch_size": size}) for size in (2, 8)]

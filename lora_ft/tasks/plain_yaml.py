@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?")
 _UNWRITABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+_UNDIVIDED = re.compile(
+    r"[ \t]*(?:- +)?([A-Za-z_][\w.-]*)[ \t]*(\uff1a|:(?=[^\s/\\]))"
+)  # a key that YAML reads as text
 _SPECIAL = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))")
 
 Place = tuple[str | int, ...]  # keys and indices from the root to a value
@@ -106,14 +109,36 @@ def parse_yaml(text: str, where: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         problem = " ".join(str(error.problem or error.context).split())
-        if "\t" in (text.split("\n")[line : line + 1] or [""])[0]:
+        lines = text.split("\n")
+        if "\t" in (lines[line : line + 1] or [""])[0]:
             raise _refused(where, line + 1, "is not YAML: it contains a tab", "use spaces instead") from error
+        if key := _undivided_key(lines, line):
+            number, name, fault = key
+            raise _refused(
+                where, number, f"is not YAML: the colon of {name} {fault}", f"write `{name}: ` and the value"
+            ) from error
         raise _refused(where, line + 1, f"is not YAML: {problem}", "correct it; quote text with : # { [ % @") from error
     except yaml.YAMLError as error:  # a control character, of which only the position is known
         line = text.count("\n", 0, getattr(error, "position", 0) or 0) + 1
         raise _refused(where, line, "is not YAML: it contains a control character", "remove it") from error
     finally:
         loader.dispose()
+
+
+def _undivided_key(lines: Sequence[str], line: int) -> tuple[int, str, str] | None:
+    """Return the line number, the name and the fault of a key whose colon YAML reads as text, or None.
+
+    The parser stops only at the next line or at the next key.
+
+    Args:
+        lines: Lines of a document that is not YAML.
+        line: Index of the line at which the parser stopped.
+    """
+    near = [index for index, content in enumerate(lines[: line + 1]) if content.strip()][-2:]
+    for index in reversed(near):
+        if key := _UNDIVIDED.match(lines[index]):
+            return index + 1, key[1][:40], "has no blank after it" if key[2] == ":" else "is full-width"
+    return None
 
 
 def plain_text(text: str) -> bool:

@@ -65,7 +65,8 @@ class Engine:
         self._arrivals: deque[Job] = deque()
         self._outstanding: set[Job] = set()  # neither finished nor failed
         self._queued = 0
-        self._interval, self._last_end = 0.0, 0.0  # running mean of the seconds between two ends, and the last end
+        # running mean of the busy seconds before an end, and the time of the last end or of the last wait for work
+        self._interval, self._last_end = 0.0, 0.0
         self._failure: Exception | None = None
         self._closing, self._process = False, os.getpid()
         self._thread = threading.Thread(target=self._run, name="lora-ft engine", daemon=True)
@@ -200,6 +201,7 @@ class Engine:
                 if self._closing and not self._outstanding:
                     return False
                 self._changed.wait()
+                self._last_end = time.monotonic()  # a night without requests is no sign of slow answers
             while self._arrivals:
                 self._scheduler.add(self._arrivals.popleft())
         return True

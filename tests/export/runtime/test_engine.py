@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +120,25 @@ def test_the_queue_has_a_limit_and_cancelled_requests_leave_it(engine: Engine, i
     engine.cancel(waiting[3])
     engine.submit(late)
     for job in (*running, *waiting, late):
+        engine.cancel(job)
+
+
+def test_time_without_requests_does_not_delay_a_retry(
+    engine: Engine, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten hours pass after each answer."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 36_000 * len(inbox.ends))
+    monkeypatch.setattr("lora_ft.export.runtime.engine.time", clock)
+    for text in TEXTS[:2]:
+        job = engine.prepare(text, {})
+        engine.submit(job)
+        assert inbox.wait(job) == Finished()
+    jobs = [engine.prepare(TEXTS[0], LONG) for _ in range(30)]
+    with pytest.raises(QueueFullError) as refusal:
+        for job in jobs:
+            engine.submit(job)
+    assert refusal.value.retry_after < 60
+    for job in jobs:
         engine.cancel(job)
 
 

@@ -14,9 +14,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,35 +29,12 @@ from lora_ft.export.runtime.generator import Generator
 from lora_ft.export.runtime.job import Event, Failed, Finished, Job
 from lora_ft.export.runtime.scheduler import MAX_ROWS, Limits
 from lora_ft.models.backends import Answer
+from lora_ft.models.delta import Delta, GrowingAnswer
 from lora_ft.models.loading import bundle_model
 from lora_ft.models.model import Input, Model, listed_rows
 
 _INTERVAL = 0.02  # seconds between two pieces of an answer; a reader sees no difference
 _POOL = 2**31  # default limit of the cache pool, in bytes, or a quarter of the memory if that is less
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The next piece of one answer.
-
-    Attributes:
-        answer: Number of the answer, 0 to num_return_sequences - 1.
-        text: New text. It may be empty, since a character can have several tokens.
-        tokens: New tokens, with </s> if the answer ended.
-        scores: Their log-probabilities with output_scores=True, or the answer's score for beams; else None.
-        finish: In the last piece of an answer: "stop" if it ended with </s>, "length" if the limit cut it; else None.
-    """
-
-    answer: int
-    text: str
-    tokens: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
-    finish: Literal["stop", "length"] | None = None
-
-    def __add__(self, later: Delta) -> Delta:
-        """Return this piece and the next one of the same answer as one."""
-        scores = None if self.scores is None else self.scores + (later.scores or ())
-        return Delta(self.answer, self.text + later.text, self.tokens + later.tokens, scores, later.finish)
 
 
 class AsyncModel:
@@ -307,7 +283,7 @@ class Generation:
         self._ends = owner.generator.special.ends
         self._deltas: deque[Delta] = deque()
         self._arrived = asyncio.Event()
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, GrowingAnswer] = {}
         self._error: Exception | None = None
         self.begun = self._ended = False
 
@@ -315,7 +291,7 @@ class Generation:
         """Take an event, in the caller's loop."""
         if isinstance(event, TokenChunk):
             if event.answer not in self._texts:
-                self._texts[event.answer] = _Text(event.answer, self._tokenizer, self._ends)
+                self._texts[event.answer] = GrowingAnswer(event.answer, self._tokenizer, self._ends)
             delta = self._texts[event.answer].add(event)
             if self._deltas and self._deltas[-1].answer == delta.answer:
                 self._deltas[-1] += delta
@@ -360,41 +336,3 @@ class Generation:
             self.cancel()
             raise
         return self._deltas.popleft()
-
-
-class _Text:
-    """One answer as it grows.
-
-    Attributes:
-        tokens: Tokens so far.
-        whole: Text of the complete answer.
-        finish: See `Delta.finish`.
-    """
-
-    def __init__(self, number: int, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
-        self._number, self._tokenizer, self._ends = number, tokenizer, ends
-        self._detokenize: Callable[[int], str] = tokenizer.stream()
-        self._sent = self.whole = ""
-        self.tokens: list[int] = []
-        self.finish: Literal["stop", "length"] | None = None
-
-    def add(self, chunk: TokenChunk) -> Delta:
-        """Append tokens, and return what they add."""
-        tokens = chunk.tokens.tolist()
-        text = "".join(self._detokenize(token) for token in tokens)
-        self.tokens += tokens
-        self._sent += text
-        if tokens and tokens[-1] in self._ends:
-            text += self._finish("stop")
-        scores = None if chunk.scores is None else tuple(chunk.scores.tolist())
-        return Delta(self._number, text, tuple(tokens), scores, self.finish)
-
-    def end(self) -> Delta:
-        """Return the last piece of an answer that the limit cut: text that waited for further tokens."""
-        return Delta(self._number, self._finish("length"), (), None, self.finish)
-
-    def _finish(self, reason: Literal["stop", "length"]) -> str:
-        """Complete the answer, and return what of its text has not been sent."""
-        self.finish = reason
-        (self.whole,) = self._tokenizer.decode([self.tokens])
-        return self.whole[len(self._sent) :] if self.whole.startswith(self._sent) else ""

@@ -15,7 +15,8 @@ from lora_ft.serving.registry import ServedModel
 from lora_ft.serving.stop_sequences import StopSequences
 
 if TYPE_CHECKING:
-    from lora_ft.models.async_model import Delta, Generation
+    from lora_ft.models.async_model import Generation
+    from lora_ft.models.delta import Delta
 
 Finish = Literal["stop", "length"]
 
@@ -29,6 +30,7 @@ class Piece:
         answer: Number of the answer to this row.
         text: New text, without stop texts.
         tokens: New tokens.
+        offsets: Place of each in the answer, in characters.
         scores: Their log-probabilities, or None.
         finish: Reason of the end in an answer's last piece, else None.
     """
@@ -37,6 +39,7 @@ class Piece:
     answer: int
     text: str
     tokens: tuple[int, ...]
+    offsets: tuple[int, ...]
     scores: tuple[float, ...] | None
     finish: Finish | None
 
@@ -212,10 +215,26 @@ def engine_failure(error: LoraFtError) -> RequestError:
 
 
 def _piece(row: int, delta: Delta, stops: StopSequences) -> Piece:
-    text = stops.feed(delta.text)
+    """Return a piece up to the token that completes a stop text.
+
+    Tokens that are ready together arrive together, so how many follow the stop text depends on the load.
+    """
+    text, count = "", 0
+    for part in _texts(delta):
+        text += stops.feed(part)
+        count += 1
+        if stops.stopped:
+            break
     finish: Finish | None = delta.finish
     if stops.stopped:
         finish = "stop"
     elif finish is not None:
         text += stops.finish()
-    return Piece(row, delta.answer, text, delta.tokens, delta.scores, finish)
+    scores = None if delta.scores is None else delta.scores[:count]
+    return Piece(row, delta.answer, text, delta.tokens[:count], delta.offsets[:count], scores, finish)
+
+
+def _texts(delta: Delta) -> list[str]:
+    """Return the text that each new token adds, or all text if there is no new token."""
+    bounds = [offset - delta.offsets[0] for offset in delta.offsets[1:]]
+    return [delta.text[start:end] for start, end in zip([0, *bounds], [*bounds, len(delta.text)], strict=True)]

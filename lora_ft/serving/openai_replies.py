@@ -92,7 +92,7 @@ class CompletionReply:
         if piece.scores is not None:
             choice.tokens += self.settings.tokens(list(piece.tokens))
             choice.scores += piece.scores
-            choice.offsets += [len(choice.text)] * len(piece.tokens)
+            choice.offsets += piece.offsets
         choice.text += piece.text
         choice.finish = piece.finish or choice.finish
         self._record.count((piece.row, piece.answer), len(piece.tokens), piece.finish)

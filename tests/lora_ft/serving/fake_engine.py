@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from lora_ft.core.errors import LoraFtError, QueueFullError, UsageError
 from lora_ft.core.generation_options import Options
 from lora_ft.core.prompt import Prompt
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.runtime.settings import Settings
+from lora_ft.models.delta import Delta
 from tests.tiny import tiny_tokenizer
 
 SOURCE_LENGTH = 64
-
-
-@dataclass(frozen=True)
-class Delta:
-    """See lora_ft.models.async_model.Delta."""
-
-    answer: int
-    text: str
-    tokens: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
-    finish: Literal["stop", "length"] | None = None
 
 
 class FakeEngine:
@@ -35,6 +24,7 @@ class FakeEngine:
 
     Attributes:
         paused: True to keep all answers waiting.
+        together: True to hand over all tokens of an answer at once, as if the event loop had been busy.
         capacity: Requests that may be at work; more are refused as a full queue.
         unexpected: Exception for every request, or None.
         running: Generations that are neither finished nor cancelled.
@@ -53,7 +43,7 @@ class FakeEngine:
         folder.mkdir(parents=True, exist_ok=True)
         tiny_tokenizer().save(str(folder / "tokenizer.json"))
         self.name = folder.name
-        self.paused, self.capacity, self.unexpected = False, 100, None
+        self.paused, self.together, self.capacity, self.unexpected = False, False, 100, None
         self.failed: Exception | None = None
         self.running: set[Generation] = set()
         self.reloads = 0
@@ -142,7 +132,7 @@ class Generation:
     def __init__(self, engine: FakeEngine, text: str, options: Options, prompt_tokens: int, source_cut: bool) -> None:
         self.prompt_tokens, self.source_cut, self.error = prompt_tokens, source_cut, None
         self._engine, self._options = engine, options
-        self._deltas = self._produce(text)
+        self._deltas = iter(_together(self._produce(text)) if engine.together else self._produce(text))
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -169,16 +159,24 @@ class Generation:
             self.cancel()
             raise
 
-    def _produce(self, text: str) -> Any:
+    def _produce(self, text: str) -> Iterator[Delta]:
         limit, copies = self._options.max_new_tokens, self._options.num_return_sequences
         for place, letter in enumerate(text[: limit - 1] if len(text) >= limit else text):
             for answer in range(copies):
-                yield Delta(answer, letter, (10 + place,), self._scores())
+                yield Delta(answer, letter, (10 + place,), self._scores(), offsets=(place,))
         for answer in range(copies):
             if len(text) >= limit:
-                yield Delta(answer, text[limit - 1], (9,), self._scores(), "length")
+                yield Delta(answer, text[limit - 1], (9,), self._scores(), "length", (limit - 1,))
             else:
-                yield Delta(answer, "", (1,), self._scores(), "stop")
+                yield Delta(answer, "", (1,), self._scores(), "stop", (len(text),))
 
     def _scores(self) -> tuple[float, ...] | None:
         return (-0.5,) if self._options.output_scores else None
+
+
+def _together(deltas: Iterable[Delta]) -> list[Delta]:
+    """Return all pieces of each answer as one."""
+    answers: dict[int, Delta] = {}
+    for delta in deltas:
+        answers[delta.answer] = answers[delta.answer] + delta if delta.answer in answers else delta
+    return list(answers.values())

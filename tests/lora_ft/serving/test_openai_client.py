@@ -68,6 +68,31 @@ def test_log_probabilities_of_a_completion(server: Running) -> None:
     assert len(logprobs.tokens) == 3
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_have_their_places_however_many_arrive_together(
+    server: Running, engine: FakeEngine, stream: bool, together: bool
+) -> None:
+    engine.together = together
+    reply = server.client().completions.create(model="echo", prompt="abc", logprobs=1, stream=stream)
+    choices = [choice for chunk in (reply if stream else [reply]) for choice in chunk.choices]
+    assert [place for choice in choices for place in choice.logprobs.text_offset] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_answer_ends_with_the_token_that_completes_a_stop_text(
+    server: Running, engine: FakeEngine, together: bool
+) -> None:
+    engine.together = together
+    reply = server.client().completions.create(model="echo", prompt="abcdef", stop=["edcb", "d"], logprobs=0)
+    (choice,) = reply.choices
+    assert (choice.text, choice.finish_reason) == ("fe", "stop")
+    assert choice.logprobs is not None
+    assert choice.logprobs.text_offset == [0, 1, 2]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 3
+
+
 def test_a_model_is_listed_and_described(server: Running) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == ["echo"]

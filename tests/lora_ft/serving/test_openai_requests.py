@@ -148,6 +148,13 @@ def test_messages_become_lines_of_the_chat() -> None:
     assert request.context({"characters": 10}) == "Ann: good"
 
 
+def test_an_answer_may_be_sent_back_with_all_its_fields() -> None:
+    from openai.types.chat import ChatCompletionMessage
+
+    answer = ChatCompletionMessage(role="assistant", content="Bob: me", annotations=[]).model_dump()
+    assert chat(messages=[*CHAT["messages"], answer]).context({}) == "Ann: hi\nBob: me"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

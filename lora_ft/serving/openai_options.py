@@ -125,7 +125,7 @@ def options_of(values: Mapping[str, Any], defaults: Mapping[str, Any], *, scores
     elif temperature is not None or (top_p is not None and top_p < 1):
         options |= {"do_sample": True, "num_beams": 1, "top_k": defaults.get("top_k") or 0}
         options |= {name: values[name] for name in ("temperature", "top_p") if name in values}
-    if values.get("response_format"):
+    if values.get("response_format") is not None:  # {} is a schema, too: any object or list
         options[SCHEMA] = values["response_format"]
     answers, settings = values.get("n", 1), {**defaults, **options}
     beams = settings.get("num_beams") or 1

@@ -193,6 +193,8 @@ def test_a_response_format_is_a_schema() -> None:
     named = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
     assert chat(response_format=named).options({}) == {"json_schema": schema}
     assert completion(response_format={"type": "json_object"}).options({}) == {"json_schema": {"type": "object"}}
+    anything: Any = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+    assert chat(response_format=anything).options({}) == {"json_schema": {}}
     assert completion(response_format={"type": "text"}).options({}) == {}
 
 

@@ -94,6 +94,9 @@ def run_process(
     Raises:
         UsageError, LoraFtError: A bundle, the keys or the certificate cannot be loaded.
     """
+    early: list[int] = []  # signals while bundles load; SIGHUP would end the process
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
     log = RequestLog(texts=settings.log_texts)
     _raise_file_limit()
     keys = settings.read_keys()
@@ -102,6 +105,8 @@ def run_process(
     reloader = Reloader(service, settings.read_keys)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: reloader.request())
+    if early:
+        reloader.request()
     server = DrainingServer(_uvicorn(settings, service, reloader), service, settings.grace, started)
     server.parent = parent
     server.run([listener])

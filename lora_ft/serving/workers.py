@@ -40,11 +40,13 @@ class _Worker:
         number: Its place.
         process: The process.
         ready: Set by the process once it answers requests.
+        reloads: True if it is to reload once it is ready.
     """
 
     number: int
     process: SpawnProcess
     ready: Event
+    reloads: bool = False
 
 
 class Workers:
@@ -98,12 +100,21 @@ class Workers:
             while self._signals:
                 if self._signals.pop(0) in (signal.SIGTERM, signal.SIGINT):
                     return
-                self._send(signal.SIGHUP)
+                for worker in self._workers:
+                    worker.reloads = True
+            self._reload()
             for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
                 self._replace(worker)
             if not announced and all(worker.ready.is_set() for worker in self._workers):
                 announced = True
                 self._started()
+
+    def _reload(self) -> None:
+        """Pass SIGHUP on to processes that are ready: it would end one that is still loading."""
+        for worker in self._workers:
+            if worker.reloads and worker.ready.is_set() and worker.process.is_alive() and worker.process.pid:
+                worker.reloads = False
+                os.kill(worker.process.pid, signal.SIGHUP)
 
     def _replace(self, worker: _Worker) -> None:
         """Start a process again that ended; one that never answered would end again."""

@@ -191,6 +191,17 @@ def test_a_worker_that_dies_is_replaced(published: Path) -> None:
         assert httpx.get(f"{url}/health/ready", timeout=60).status_code == 200
 
 
+def test_a_reload_does_not_end_a_worker_that_is_still_loading(published: Path) -> None:
+    with server_process(str(published), "--workers", "2") as server:
+        url, before = server.url, workers_of(server)
+        os.kill(before[0], signal.SIGKILL)
+        wait_for(lambda: len(workers_of(server)) == 2 and before[0] not in workers_of(server))
+        server.signal(signal.SIGHUP)
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: before[1] not in workers_of(server))
+        assert httpx.get(f"{url}/health/ready", timeout=60).status_code == 200
+
+
 def test_workers_do_not_outlive_their_parent(published: Path) -> None:
     with server_process(str(published), "--workers", "2") as server:
         assert server.url

@@ -336,10 +336,9 @@ class MemberTrainer:
         if state.best_metric is not None and state.best_global_step != state.global_step:
             weights = load_file(self._best_folder() / WEIGHTS)
         steps = state.global_step - self.resumed
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         trainer.log(
             speed_metrics("train", self._began, num_samples=steps * self.plan.global_batch, num_steps=steps)
-            | {"train_loss": sum(losses) / max(len(losses), 1)}
+            | {"train_loss": self._mean_loss()}
         )
         trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
         self.adapter.write(weights, self.working / ADAPTER, self._data.base)
@@ -354,6 +353,15 @@ class MemberTrainer:
                 **share,
             },
         )
+
+    def _mean_loss(self) -> float:
+        """Return the mean loss of all steps, as transformers records it. Steps after the last log count too."""
+        total, before = self._loss, 0
+        for entry in self.state.log_history:
+            if "loss" in entry:
+                total += entry["loss"] * (entry["step"] - before)
+                before = entry["step"]
+        return total / max(self.state.global_step, 1)
 
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
         """Return the status of the member; `seconds` is the duration of a step."""

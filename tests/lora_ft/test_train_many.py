@@ -122,6 +122,18 @@ def test_group_trains_the_same_adapters_as_training_alone(make_task: MakeTask, t
                 assert mine == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.parametrize("logging_steps", [1000, 4])
+def test_mean_loss_of_a_group_is_that_of_training_alone(
+    make_task: MakeTask, tmp_path: Path, logging_steps: int
+) -> None:
+    """At 1000, training ends before the first log; at 4, the last two of six steps are not logged."""
+    (task,) = different_tasks(make_task, 1, max_steps=6, logging_steps=logging_steps, metric_for_best_model="loss")
+    runs = [*train_many([task], tmp_path / "grouped").runs, train(task, tmp_path / "alone")]
+    grouped, alone = (json.loads((run.folder / "log.jsonl").read_text().splitlines()[-1]) for run in runs)
+    assert grouped["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
+    assert runs[0].metrics["train_loss"] == pytest.approx(runs[1].metrics["train_loss"], rel=1e-3)
+
+
 def decoder_tasks(make_task: MakeTask, count: int, **train: Any) -> list[Task]:
     """Return tasks like `different_tasks`, whose adapters leave the encoder alone."""
     layers = ("decoder", ["EncDecAttention.k", "EncDecAttention.v"], "decoder")

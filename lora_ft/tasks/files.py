@@ -50,8 +50,11 @@ def load_task(path: str | Path, overrides: Sequence[str] = ()) -> Task:
         UsageError: The file is missing or not YAML, or an override is malformed.
     """
     file, document = _read(path, overrides)
-    if GRID in document.value:
+    if GRID in document.value:  # its errors first: messages say that `validate` shows them
+        _tasks_of_grid(file, document, overrides)
         raise UsageError(f"{file} is a grid of tasks", "train it, or pass the task.yaml of one of its runs")
+    if SEARCH in document.value:
+        _task_and_space(file, document, overrides)
     _refuse_search(file, document)
     return _checked(file, document)
 
@@ -78,10 +81,7 @@ def load_tasks(path: str | Path, overrides: Sequence[str] = ()) -> list[tuple[Ta
     _refuse_search(file, document)
     if GRID not in document.value:
         return [(_checked(file, document), {})]
-    return [
-        (_checked(file, Document(raw, document.marks)), settings)
-        for raw, settings in combinations(document.value, str(file), overrides)
-    ]
+    return _tasks_of_grid(file, document, overrides)
 
 
 @raised_as(TaskError)
@@ -95,6 +95,17 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Task, 
         UsageError: As in `load_task`, or the file has no key `search`.
     """
     file, document = _read(path, overrides)
+    return _task_and_space(file, document, overrides)
+
+
+def _tasks_of_grid(file: Path, document: Document, overrides: Sequence[str]) -> list[tuple[Task, dict[str, Any]]]:
+    return [
+        (_checked(file, Document(raw, document.marks)), settings)
+        for raw, settings in combinations(document.value, str(file), overrides)
+    ]
+
+
+def _task_and_space(file: Path, document: Document, overrides: Sequence[str]) -> tuple[Task, Space]:
     raw = {key: value for key, value in document.value.items() if key != SEARCH}
     if GRID in raw:
         raise UsageError(f"{file} is a grid of tasks", "replace the key grid by search")

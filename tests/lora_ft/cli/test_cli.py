@@ -61,6 +61,17 @@ def test_validate_shows_all_errors_at_once(make_task: MakeTask, capsys: Capture)
         assert part in shown
 
 
+@pytest.mark.parametrize("key", ["grid", "search"])
+def test_validate_shows_all_errors_of_a_grid_and_a_search(make_task: MakeTask, capsys: Capture, key: str) -> None:
+    """Their commands print the first error, and say that `validate` shows all."""
+    task = make_task(**{key: {"lora.rank": [8], "train.epochs": [2]}})
+    command = "train" if key == "grid" else "search"
+    fails(capsys, [command, task], 2, "unknown key", "(and 1 more)", f"`lora-ft validate {task}` shows all")
+    assert lora_ft(["validate", str(task)]) == 2
+    shown = capsys.readouterr().out
+    assert "2 errors" in shown and "lora.rank = " in shown and "train.epochs = " in shown
+
+
 def test_rows_of_a_file_become_jsonl_with_their_outputs(tiny_run: Run, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text,id\nabc,1\ndef,2\n")
     out = tmp_path / "out.jsonl"

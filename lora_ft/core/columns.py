@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -120,6 +121,19 @@ def names_of(row: Mapping[str, Any]) -> str:
         keys = f" ({_listed(map(str, value))})" if isinstance(value, Mapping) and value else ""
         names.append(f"{name!r}{keys}" if not str(name).isprintable() else f"{name}{keys}")
     return _listed(names) or "none"
+
+
+def lookalike(row: Mapping[str, Any], name: str) -> str | None:
+    """Return the column of a row that looks like a missing one, or None.
+
+    macOS writes accents as separate characters, and blanks have several widths.
+    """
+    return next((column for column in map(str, row) if _looks(column) == _looks(name)), None)
+
+
+def _looks(name: str) -> str:
+    """Return a name without differences of blanks and of Unicode's forms, which nobody sees."""
+    return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
 def _ends(path: str) -> list[int]:

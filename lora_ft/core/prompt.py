@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ft.core.columns import ABSENT, Column, is_empty, text_of
+from lora_ft.core.columns import ABSENT, Column, is_empty, lookalike, text_of
 from lora_ft.core.errors import UsageError
 
 
@@ -114,6 +114,11 @@ class Prompt:
                     f"a row lacks the column '{place.name}' of the prompt {self.template!r}: its value is null",
                     f"fill it, or write {{{place.name}?}} in the prompt if it may be empty",
                 )
+            if value is ABSENT and (alike := lookalike(row, place.name)):
+                raise UsageError(
+                    f"a row lacks the column {place.name!a} of the prompt {self.template!r}",
+                    f"it has {alike!a}, which looks alike; use the name in the prompt",
+                )
             if value is ABSENT:
                 raise UsageError(
                     f"a row lacks the column '{place.name}' of the prompt {self.template!r}",
@@ -139,6 +144,11 @@ def _parse(template: str) -> list[tuple[str, Placeholder | None]]:
     except ValueError as error:
         raise UsageError(f"the prompt {template!r} is malformed ({error})", "write a brace as {{ or }}") from error
     for _, name, spec, conversion in fields:
+        if name and (spec or conversion):
+            raise UsageError(
+                f"the placeholder of {name!r} in the prompt {template!r} has a colon or an exclamation mark",
+                "remove it; rename a column with such a mark in its name",
+            )
         if name == "" or spec or conversion:
             raise UsageError(f"the prompt {template!r} has a placeholder without a column name", "write {column}")
     return [(literal, None if name is None else _placeholder(name)) for literal, name, _, _ in fields]

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from lora_ft.core.codecs import codec_named
-from lora_ft.core.columns import ABSENT, Column, is_empty, names_of, text_of
+from lora_ft.core.columns import ABSENT, Column, is_empty, lookalike, names_of, text_of
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.prompt import Prompt
 from lora_ft.data.formats.content import MAX_CELL, Located, Row
@@ -169,6 +169,11 @@ class ExampleMaker:
 
     def _check(self, where: str, cells: dict[str, Any], row: Row) -> None:
         for name, value in cells.items():
+            if value is ABSENT and (alike := lookalike(row, name)):
+                raise UsageError(
+                    f"{where} has no column {name!a}",
+                    f"it has {alike!a}, which looks alike; copy the name from the file",
+                )
             if value is ABSENT:
                 delimiter = ", or set data.delimiter" if _is_undivided(row) else ""
                 raise UsageError(

@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import re
+import unicodedata
 from decimal import Decimal
 
 import numpy as np
@@ -210,7 +211,13 @@ def test_a_malformed_template_is_refused(template: str) -> None:
         Prompt(template)
 
 
-@pytest.mark.parametrize("template", ["{}", "{a} {}", "{a:>5}", "{a:{b}}", "{a!r}", "{a!s:x}", "{!r}", "{:x}"])
+@pytest.mark.parametrize("template", ["{a:>5}", "{a:{b}}", "{a!r}", "{a!s:x}", "{a: price}"])
+def test_placeholder_with_a_mark_is_refused_by_its_name(template: str) -> None:
+    with pytest.raises(UsageError, match=r"the placeholder of 'a' .* has a colon or an exclamation mark; .* rename"):
+        Prompt(template)
+
+
+@pytest.mark.parametrize("template", ["{}", "{a} {}", "{!r}", "{:x}"])
 def test_placeholder_without_a_column_name_is_refused(template: str) -> None:
     with pytest.raises(UsageError, match="a placeholder without a column name"):
         Prompt(template)
@@ -219,6 +226,11 @@ def test_placeholder_without_a_column_name_is_refused(template: str) -> None:
 def test_a_null_is_not_said_to_be_missing() -> None:
     with pytest.raises(UsageError, match=r"lacks the column 'text' .*: its value is null; .* write \{text\?\}"):
         Prompt("{text}").fill({"text": None})
+
+
+def test_a_column_that_looks_like_a_missing_one_is_shown_by_its_codes() -> None:
+    with pytest.raises(UsageError, match=r"lacks the column 'Gr\\xf6\\xdfe' .* it has 'Gro\\u0308\\xdfe'"):
+        Prompt("{Größe}").fill({unicodedata.normalize("NFD", "Größe"): "1"})
 
 
 @pytest.mark.parametrize("row", [{}, {"other": 1}, {"texts": "a", "other": 1}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import unicodedata
 from typing import Any
 
 import pyarrow
@@ -40,6 +41,15 @@ def test_missing_column_is_refused_with_the_existing_ones(
         load_splits(load_task(path))
     assert caught.value.message == f"{path.parent / split}.jsonl:1 has no column 'date'"
     assert "text, answer" in caught.value.remedy
+
+
+def test_missing_column_that_looks_like_one_of_the_row_is_shown_by_its_codes(load: Load) -> None:
+    """macOS writes accents as separate characters, so both names look the same in a message."""
+    rows = [{"text": "a", unicodedata.normalize("NFD", "Größe"): "b"}]
+    with pytest.raises(
+        UsageError, match=r"has no column 'Gr\\xf6\\xdfe'; it has 'Gro\\u0308\\xdfe', which looks alike"
+    ):
+        load_splits(load(rows, target="Größe"))
 
 
 EMPTY: list[Any] = ["", "  \n", None, math.nan]

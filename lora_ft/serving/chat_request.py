@@ -47,8 +47,6 @@ MESSAGE = Fields(
         Field("refusal", Only(()), "Not supported."),
         Field("tool_calls", Only(([],)), "Not supported."),
         Field("annotations", Only(([],)), "Not supported."),
-        Field("audio", Only(()), "Not supported."),
-        Field("function_call", Only(()), "Not supported."),
     )
 )
 

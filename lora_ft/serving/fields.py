@@ -1,7 +1,8 @@
 """Fields of a JSON body: one table serves the parser, the errors and the OpenAPI document.
 
 A body is an object whose keys are all known. Each field has a kind, which checks the value and describes it as a JSON
-schema. null is the same as leaving the field out. Errors name the field by its path, such as `messages[2].content`.
+schema. null is the same as leaving a field out, whatever its name, since some clients send null for all of OpenAI's
+fields. Errors name the field by its path, such as `messages[2].content`.
 """
 
 from __future__ import annotations
@@ -223,7 +224,8 @@ class Fields:
         if not isinstance(value, dict):
             raise wrong(path or "the body", value, "a JSON object", param=path or None)
         fields = {field.name: field for field in self.fields}
-        for name in value:
+        sent = {name: content for name, content in value.items() if content is not None}
+        for name in sent:
             if name not in fields:
                 raise RequestError(
                     f"{_clip(_joined(path, name))} is not a field of this request",
@@ -231,11 +233,7 @@ class Fields:
                     param=_clip(_joined(path, name)),
                     code="unknown_field",
                 )
-        values = {
-            name: fields[name].kind.read(content, _joined(path, name))
-            for name, content in value.items()
-            if content is not None
-        }
+        values = {name: fields[name].kind.read(content, _joined(path, name)) for name, content in sent.items()}
         for field in self.fields:
             if field.required and field.name not in values:
                 place = _joined(path, field.name)

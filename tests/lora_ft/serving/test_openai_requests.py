@@ -32,6 +32,7 @@ def test_a_completion_without_options_leaves_the_task_its_own() -> None:
 
 def test_null_is_the_same_as_leaving_a_field_out() -> None:
     assert completion(temperature=None, stop=None, n=None, logprobs=None).options({}) == {}
+    assert chat(functions=None, metadata=None, parallel_tool_calls=None, reasoning_effort=None).options({}) == {}
 
 
 @pytest.mark.parametrize(

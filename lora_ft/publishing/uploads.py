@@ -91,10 +91,12 @@ def _run(folder: Path, predictions: bool) -> Uploads:
 
 
 def _checkpoint(folder: Path) -> Uploads:
-    task = load_task(folder / TASK)
+    record = read_json(folder / MERGE)
     files = _weights(folder)
-    files |= {MERGE: _json(public_record(read_json(folder / MERGE))), TASK: _task(task)}
-    return Uploads("checkpoint", task.name, files)
+    files[MERGE] = _json(public_record(record))
+    if (folder / TASK).is_file():  # an adapter that peft saved has none
+        files[TASK] = _task(load_task(folder / TASK))
+    return Uploads("checkpoint", record["adapter"], files)
 
 
 def _weights(folder: Path) -> dict[str, Path | bytes]:

@@ -30,6 +30,7 @@ from lora_ft.models.loading import load
 from lora_ft.push import Destination, check, push
 from lora_ft.runs.run import Run
 from tests.fakehub import FakeHub
+from tests.lora_ft.test_foreign_adapters import make
 
 recent_client = pytest.mark.skipif(
     int(version("huggingface_hub").split(".")[0]) < 1,
@@ -124,6 +125,16 @@ def test_checkpoint_is_pushed_with_all_its_files(hub: FakeHub, merged: Path) -> 
     push(merged, to())
     assert set(hub.files("me/tiny")) == {path.name for path in merged.iterdir()}
     assert hub.files("me/tiny")["model.safetensors"] == (merged / "model.safetensors").read_bytes()
+
+
+def test_checkpoint_of_a_peft_adapter_is_pushed_without_a_task(hub: FakeHub, tiny_base: Path, tmp_path: Path) -> None:
+    merged = merge(
+        make(tiny_base, tmp_path / "theirs", target_modules=["q"]), tmp_path / "out", base=str(tiny_base)
+    ).out
+    assert push(merged, to()).kind == "checkpoint"
+    assert set(hub.files("me/tiny")) == {path.name for path in merged.iterdir()}
+    assert hub.commits[0][2] == "Checkpoint theirs, by lora-ft"
+    assert all(str(tmp_path).encode() not in data for data in hub.files("me/tiny").values())
 
 
 @pytest.mark.parametrize("layout", ["optimum", "single"])

@@ -222,7 +222,7 @@ def _load(members: Sequence[Member], names: Sequence[str], base: Base) -> PeftMo
     configs = [adapted.peft_config[name] for name in names]
     # The result has the union of the lists of target modules, and all other keys of the first config.
     if any(
-        isinstance(config.target_modules, str) or config.layers_to_transform or config.exclude_modules
+        isinstance(config.target_modules, str) or config.layers_to_transform is not None or config.exclude_modules
         for config in configs
     ):
         layers = {key: module for key, module in adapted.get_base_model().named_modules() if hasattr(module, "lora_A")}

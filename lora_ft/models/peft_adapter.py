@@ -12,6 +12,7 @@ import peft
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.errors import BaseMismatchUsageError, UsageError
 from lora_ft.core.tokenizer import Tokenizer
+from lora_ft.export.checkpoint.weight_files import has_weights
 from lora_ft.models.adapter_files import adapter_config, find_adapter, lora_config, unknown_keys
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
@@ -124,6 +125,6 @@ def holds_adapter(folder: Path) -> bool:
     """Return whether a folder is a run or a PEFT folder. False for checkpoints, bundles and other folders."""
     if is_run(folder):
         return True
-    if (folder / "config.json").is_file():
-        return False
+    if (folder / "config.json").is_file():  # some trainers save the base's beside the adapter
+        return (folder / CONFIG).is_file() and not has_weights(folder)
     return (folder.name == ADAPTER and is_run(folder.parent)) or find_adapter(folder) is not None

@@ -125,6 +125,17 @@ def test_adapter_folder_of_a_run_opens_the_run(tiny_run: Run, tiny_base: Path, t
         open_adapter(tmp_path / "none")
 
 
+def test_config_of_the_base_beside_an_adapter_does_not_make_it_a_checkpoint(
+    adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copy(tiny_base / "config.json", adapter)
+    assert holds_adapter(adapter) and load(str(adapter)).kind == "adapter"
+    assert export_onnx(str(adapter), tmp_path / "bundle", verify_rows=4).parity.passed
+    shutil.copy(tiny_base / "model.safetensors", adapter)
+    with pytest.raises(UsageError, match="is both a checkpoint and an adapter"):
+        load(str(adapter))
+
+
 def test_base_of_other_dimensions_is_refused(adapter: Path, tmp_path: Path) -> None:
     wide = save_tiny_t5(tmp_path / "wide", d_model=40)
     assert lora_ft(["merge", str(adapter), "--base", str(wide), "--out", str(tmp_path / "merged")]) == 1

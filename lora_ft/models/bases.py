@@ -37,6 +37,7 @@ _FILES = [
     "*.safetensors.index.json",
     "tokenizer*.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "spiece.model",
 ]
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
 MERGE = "merge.json"  # record of the merge: base, adapter and the training's metrics
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
 
 
 def save_checkpoint(
@@ -43,6 +49,17 @@ def save_checkpoint(
             shutil.copyfile(base / name, out / name)
     if extended is not None:
         extended.save(out / "tokenizer.json")
+        _list_added_tokens(out)
+
+
+def _list_added_tokens(out: Path) -> None:
+    """Complete the list of added tokens in tokenizer_config.json: transformers 5 then reads no others for a T5."""
+    path = out / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if "added_tokens_decoder" in config:
+        tokens = read_json(out / "tokenizer.json")["added_tokens"]
+        added = {str(token["id"]): {key: token[key] for key in token if key != "id"} for token in tokens}
+        write_json(path, config | {"added_tokens_decoder": added | config["added_tokens_decoder"]})
 
 
 def mark_untied(model: T5ForConditionalGeneration) -> None:

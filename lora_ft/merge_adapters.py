@@ -28,7 +28,7 @@ from lora_ft.models.adapter_files import adapter_config, lora_config, moved_base
 from lora_ft.models.adapters import load_adapter, load_another, name_base
 from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer, quiet_transformers
-from lora_ft.models.peft_adapter import PeftAdapter, base_of, name_of, open_adapter
+from lora_ft.models.peft_adapter import PeftAdapter, adds_tokens, base_of, name_of, open_adapter
 from lora_ft.publishing.model_card import Facts, run_card
 from lora_ft.runs.run import ADAPTER, CARD, METRICS, TASK, WEIGHTS, Run
 from lora_ft.tasks.files import save_task
@@ -129,7 +129,9 @@ def merge_adapters(
         _require_alike(adapters, method, weights, base)
         shares = list(weights) or [1 / len(adapters)] * len(adapters)
         base_model = base_of(adapters[0], base)
-        _require_known_tokens(adapters, base_model)
+        for member in adapters:
+            if adds_tokens(member, base_model):
+                raise UsageError(f"{member.folder} has more tokens than its base", "merge adapters without new tokens")
         progress.stage("merging", len(adapters))
         names = [f"member{at}" for at in range(len(adapters))]
         adapted = _load(adapters, names, base_model)
@@ -205,12 +207,6 @@ def _more_than_lora(member: Member) -> str:
         f"init_lora_weights {config.init_lora_weights}": moved_base(vars(config)),
     }
     return ", ".join(name for name, value in parts.items() if value)
-
-
-def _require_known_tokens(members: Sequence[Member], base: Base) -> None:
-    for member in members:
-        if isinstance(member, PeftAdapter) and member.tokenizer(base, "none")[1] is not None:
-            raise UsageError(f"{member.folder} has more tokens than its base", "merge adapters without new tokens")
 
 
 def _load(members: Sequence[Member], names: Sequence[str], base: Base) -> PeftModel:

@@ -24,7 +24,7 @@ from lora_ft.models.adapter_files import adapter_config, moved_base
 from lora_ft.models.adapters import load_adapter
 from lora_ft.models.backends import TorchBackend
 from lora_ft.models.bases import Base, load_model, load_tokenizer
-from lora_ft.models.peft_adapter import PeftAdapter, name_of, open_adapter
+from lora_ft.models.peft_adapter import PeftAdapter, adds_tokens, name_of, open_adapter
 from lora_ft.runs.run import WEIGHTS, Run
 from lora_ft.tasks.schema import SplitName
 
@@ -138,6 +138,11 @@ def prepare_bank_adapter(
     """
     progress.stage(f"reading {name}")
     _require_plain_lora(run)
+    if adds_tokens(run, reference.base):
+        raise UsageError(
+            f"the adapter of {run.folder} has more tokens than its base, which a bank cannot store",
+            "export it as a separate bundle",
+        )
     task, generation = run.task, read_generation(reference.base.folder)
     tokenizer = reference.tokenizer.through(codec_named(codec_of(task)))
     metadata = bundle_metadata(task, reference.base.name, name, generation.options)

@@ -11,11 +11,14 @@ import peft
 
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.errors import BaseMismatchUsageError, UsageError
+from lora_ft.core.files import read_json
 from lora_ft.core.tokenizer import Tokenizer
 from lora_ft.export.checkpoint.weight_files import has_weights
 from lora_ft.models.adapter_files import adapter_config, find_adapter, lora_config, unknown_keys
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
+
+_ADDED = "added_tokens.json"  # written by transformers 4 for tokenizers in Python
 
 
 class PeftAdapter:
@@ -64,6 +67,11 @@ class PeftAdapter:
                 f"the base of the adapter {self.folder} cannot be used: {error.message}", "pass a copy as --base"
             ) from error
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """True if the folder has a tokenizer, with or without tokens that the base's lacks."""
+        return any((self.folder / name).is_file() for name in ("tokenizer.json", _ADDED))
+
     def tokenizer(self, base: Base, codec: str) -> tuple[Tokenizer, Tokenizer | None]:
         """Return the tokenizer, and a second time if it has more tokens than the base's, else None.
 
@@ -73,9 +81,12 @@ class PeftAdapter:
             UsageError: The tokenizer has more tokens than the base has rows.
         """
         base_tokenizer = load_tokenizer(base.folder, codec)
-        if not (self.folder / "tokenizer.json").is_file():
+        if (self.folder / "tokenizer.json").is_file():
+            saved = Tokenizer(self.folder / "tokenizer.json", codec_named(codec))
+        elif self._added_rows() > base_tokenizer.rows:
+            saved = load_tokenizer(self.folder, codec)
+        else:
             return base_tokenizer, None
-        saved = Tokenizer(self.folder / "tokenizer.json", codec_named(codec))
         if saved.rows > base.config["vocab_size"]:
             raise BaseMismatchUsageError(
                 f"the tokenizer in {self.folder} needs {saved.rows:,} embedding rows, but {base.name} has "
@@ -83,6 +94,16 @@ class PeftAdapter:
                 "pass the resized base as --base",
             )
         return (saved, saved) if saved.rows > base_tokenizer.rows else (base_tokenizer, None)
+
+    def _added_rows(self) -> int:
+        """Return the number of embedding rows for the tokens that were added to a slow tokenizer."""
+        added = read_json(self.folder / _ADDED) if (self.folder / _ADDED).is_file() else {}
+        return 1 + max((row for row in added.values() if type(row) is int), default=-1)
+
+
+def adds_tokens(run: Run | PeftAdapter, base: Base) -> bool:
+    """Return whether an adapter that peft saved has more tokens than its base. False for runs."""
+    return isinstance(run, PeftAdapter) and run.tokenizer(base, "none")[1] is not None
 
 
 def open_adapter(folder: Run | PeftAdapter | str | os.PathLike[str]) -> Run | PeftAdapter:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from lora_ft.core.errors import UsageError
 from lora_ft.core.files import sha256
 from lora_ft.models.adapter_files import describe, lora_config, moved_base
-from lora_ft.models.peft_adapter import PeftAdapter, open_adapter
+from lora_ft.models.bases import find_base
+from lora_ft.models.peft_adapter import PeftAdapter, adds_tokens, open_adapter
 from lora_ft.runs.run import WEIGHTS, Run
 from lora_ft.tasks.lora import Lora
 from lora_ft.tasks.schema import Task
@@ -40,6 +41,11 @@ def with_start_adapter(task: Task) -> Task:
     if start := moved_base(vars(config)):
         raise UsageError(
             f"{source.folder} was trained on a base that init_lora_weights {start} changed",
+            "merge it, and train a new adapter on the checkpoint",
+        )
+    if isinstance(source, PeftAdapter) and source.has_tokenizer and adds_tokens(source, find_base(task.base)):
+        raise UsageError(
+            f"{source.folder} has more tokens than the base {task.base}",
             "merge it, and train a new adapter on the checkpoint",
         )
     tokens = config.trainable_token_indices or []

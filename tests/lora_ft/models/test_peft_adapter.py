@@ -15,10 +15,12 @@ from lora_ft.core.errors import UsageError
 from lora_ft.export.runtime import Generator
 from lora_ft.export_onnx import export_onnx
 from lora_ft.merge import merge
+from lora_ft.models.bases import find_base, load_tokenizer
 from lora_ft.models.loading import load
 from lora_ft.models.peft_adapter import PeftAdapter, holds_adapter, open_adapter
 from lora_ft.runs.run import Run
 from tests.export.oracle import torch_model
+from tests.lora_ft.models.test_checkpoints import save_sentencepiece
 from tests.lora_ft.test_foreign_adapters import by_peft, configure, logits, make
 from tests.tiny import save_tiny_t5
 
@@ -107,6 +109,30 @@ def test_banks_refuse_other_parts_than_matrices(
     folder = make(tiny_base, tmp_path / "more", target_modules=["q"], **config)
     with pytest.raises(UsageError, match=rf"the adapter of .* has {named}"):
         export_bank([str(folder)], tmp_path / "bank", base=str(tiny_base))
+
+
+def add_token(source: Path, folder: Path, token: str = "<new>") -> None:
+    """Write a tokenizer with one more token than that of `source` into the folder of an adapter."""
+    tokenizer = load_tokenizer(source)
+    tokenizer.add([token])
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def test_banks_refuse_adapters_with_more_tokens_than_their_base(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    add_token(tiny_base, adapter)
+    with pytest.raises(UsageError, match="has more tokens than its base, which a bank cannot store; export it"):
+        export_bank([str(adapter)], tmp_path / "bank")
+
+
+def test_tokens_added_to_a_slow_tokenizer_are_used(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    save_sentencepiece(base, "<hl>")
+    for name in ("spiece.model", "tokenizer_config.json", "added_tokens.json"):
+        shutil.copy(base / name, adapter)
+    assert open_adapter(adapter).tokenizer(find_base(str(base)), "none")[1] is None
+    (base / "added_tokens.json").unlink()
+    tokenizer, extended = open_adapter(adapter).tokenizer(find_base(str(base)), "none")
+    assert tokenizer is extended and tokenizer.ids(["<hl>"]) == [tokenizer.rows - 1]
 
 
 def test_unknown_keys_are_reported(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lora_ft.cli import run as lora_ft
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.models.bases import load_tokenizer
 from lora_ft.models.start_from import with_start_adapter
 from lora_ft.runs.run import Run
 from lora_ft.tasks.files import load_task
@@ -69,6 +70,19 @@ def test_parts_that_a_task_cannot_express_are_refused(
         with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
     configure(adapter, init_lora_weights=True, lora_alpha=1.5)
     with pytest.raises(UsageError, match=r"a task does not support: lora_alpha"):
+        with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
+
+
+def test_adapter_with_more_tokens_than_the_base_is_refused(
+    make_task: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    adapter = make(tiny_base, tmp_path / "adapter", target_modules=["q"])
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.save(adapter / "tokenizer.json")
+    assert with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"])).lora.r == 4
+    tokenizer.add(["<new>"])
+    tokenizer.save(adapter / "tokenizer.json")
+    with pytest.raises(UsageError, match=r"has more tokens than the base .*; merge it, and train a new adapter"):
         with_start_adapter(load_task(make_task(), [f"lora.start_from={adapter}"]))
 
 

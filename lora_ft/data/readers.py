@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from lora_ft.core.errors import DataError, UsageError, first_line, raised_as
+from lora_ft.core.errors import DataError, LoraFtError, UsageError, first_line, raised_as
 from lora_ft.core.user_paths import check_name
 from lora_ft.data.formats.content import COMPRESSED, Content, Located, Row, content_of, kind_of_file
 from lora_ft.data.formats.delimited import read_delimited
@@ -19,6 +20,7 @@ __all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
 _TEXT = ".txt"
+_SET_KEY = re.compile(r"(, or )?set data\..*")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,18 @@ def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | Non
         content = content_of(file)
         if content.ending not in (*READERS, _TEXT):
             raise _unreadable(file, key)
-        rows += _read(content, key, layout or Layout())
+        try:
+            rows += _read(content, key, layout or Layout())
+        except LoraFtError as error:
+            raise _without_keys(error, key) from error
     return rows
+
+
+def _without_keys(error: LoraFtError, key: str) -> LoraFtError:
+    """Return an error whose remedy names no key of a task if an option names the file, since there is no task."""
+    if not key.startswith("--") or not _SET_KEY.search(error.remedy):
+        return error
+    return type(error)(error.message, _SET_KEY.sub("", error.remedy) or "write its rows as JSON Lines")
 
 
 def is_readable(file: Path) -> bool:

@@ -155,3 +155,27 @@ def test_any_text_survives_writing_and_reading(
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / f"survives{ending}", rows)
     assert rows_of(path.parent, path.name) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("rows.csv", "text,answer\nfür,a\n".encode("cp1252"), "save the file as UTF-8"),
+        ("rows.csv", b"text,answer\na,b,c\n", "quote cells that hold the delimiter"),
+        ("rows.csv", b"a,b;c\n1,2;3\n", "write its rows as JSON Lines"),
+        ("rows.json", b'{"a": [{"x": 1}], "b": [{"x": 1}]}', "write its rows as JSON Lines"),
+    ],
+    ids=["encoding", "cells", "delimiter", "field"],
+)
+def test_remedy_for_the_file_of_an_option_names_no_key_of_a_task(
+    tmp_path: Path, name: str, content: bytes, remedy: str
+) -> None:
+    """`init --data` and `generate --input` have no task in which data.encoding could be set."""
+    (tmp_path / name).write_bytes(content)
+    errors = []
+    for key in ("--data", "data.train"):
+        with pytest.raises(LoraFtError) as caught:
+            read_rows(tmp_path, name, key)
+        errors.append(caught.value)
+    assert errors[0].remedy == remedy and "set data." in errors[1].remedy
+    assert errors[0].message == errors[1].message and type(errors[0]) is type(errors[1])

@@ -67,6 +67,15 @@ class Tokenizer:
         """Number of embedding rows that all ids need; more than `size` if ids have gaps."""
         return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
+    def __eq__(self, other: object) -> bool:
+        """Return True for the same vocabulary behind the same codec, so that adapters share what is derived from it."""
+        return (
+            isinstance(other, Tokenizer) and self._tokenizer is other._tokenizer and self.codec.name == other.codec.name
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self._tokenizer), self.codec.name))
+
     def through(self, codec: Codec) -> Tokenizer:
         """Return a tokenizer with the same vocabulary behind another codec."""
         tokenizer = copy.copy(self)

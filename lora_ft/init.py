@@ -341,7 +341,7 @@ def _chat_blocks(file: Path, source: Path, base: str | None) -> dict[str, str]:
             "  split: {validation: 0.1, test: 0.1} # whole sessions, the newest for testing\n"
             f"  chat:\n    gap_minutes: {_GAPS[0]} # a longer silence ends a session\n"
             "    context: 10 # messages before the generated one\n"
-            "    anonymize: false # true replaces all names\n"
+            "    anonymize: false # true replaces the senders' names\n"
         ),
         "lengths": "lengths: {source: 512, target: 128, long_targets: cut}\n",
         "lora": "lora: {preset: default} # r 16 on all linear layers\n",

@@ -58,7 +58,7 @@ class Chat(Section):
     """Maximum length of a context, in characters; the oldest messages are dropped first. Keep it below lengths.source,
     since prompts are cut at their end, where the newest messages are."""
     anonymize: bool = False
-    """Replace the names of all people, also in mentions and texts."""
+    """Replace the names of all senders, also in texts, and of people mentioned with @. Other names in texts stay."""
     seed: Seed = 0
     """Seed of the replacement names."""
 

@@ -27,7 +27,8 @@ from lora_ft.evaluation.warnings import seen_in_training
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.models.generation import check_generation, generation_notes
 from lora_ft.models.start_from import with_start_adapter
-from lora_ft.tasks.files import ErrorDetails, as_task
+from lora_ft.tasks.error_details import ErrorDetails, shown
+from lora_ft.tasks.files import as_task
 from lora_ft.tasks.schema import SPLITS, Task
 from lora_ft.training.feasibility import NO_VALIDATION, obstacles
 from lora_ft.training.memory_estimates import GIB, Batch, Shape, suggest_smaller, task_memory
@@ -36,6 +37,7 @@ from lora_ft.training.plan import Plan, make_plan
 _TARGETS = 1000  # training targets that are compared with a schema: 0.2 ms each
 _PERCENTILES = (50, 90, 95, 100)
 _SHOWN = 8  # characters
+_ROW = re.compile(r"(?::\d+|\[\d+\])(?: \(line \d+\))?(?=:? )")  # the place of a row in a file
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,12 @@ def _generation_notes(task: Task, base: Base, tokenizer: Tokenizer, splits: Spli
     if constraint is None:
         return notes
     targets = tokenizer.encode_targets([example.target for example in splits.train[:_TARGETS]])
-    excluded = [number for number, target in enumerate(targets, 1) if not constraint.accepts(target)]
+    excluded = [number for number, target in enumerate(targets) if not constraint.accepts(target)]
     if excluded:
         notes.append(
-            f"{len(excluded):,} of {len(targets):,} training targets cannot be generated under generate.json_schema "
-            f"(first: row {excluded[0]}); they are invalid, or their properties have another order"
+            f"{len(excluded):,} of {len(targets):,} training targets cannot be generated under generate.json_schema, "
+            f"such as {shown(splits.train[excluded[0]].target)}; "
+            "they are invalid, or their properties have another order"
         )
     return notes
 
@@ -227,8 +230,8 @@ def _try(errors: list[ErrorDetails], key: str, value: Any, job: Callable[[], Any
         return job()
     except LoraFtError as error:
         text = re.sub(r"^data\.\w+: ", "", str(error))
-        # A split cut from a damaged file fails with the same message as the file.
-        if all(text != earlier.problem for earlier in errors):
+        # A split cut from a faulty file fails with the same message as the file, for the same row or another one.
+        if all(_ROW.sub("", text, 1) != _ROW.sub("", earlier.problem, 1) for earlier in errors):
             errors.append(ErrorDetails(key, value, text))
         return None
 
@@ -314,7 +317,7 @@ def _schema_warnings(task: Task, splits: Splits) -> list[str]:
         if len(refused):
             warnings.append(
                 f"{name} targets: {len(refused):,} are invalid under {task.evaluate.json_schema}, "
-                f"first row {refused[0]}"
+                f"such as {shown(targets[refused[0]])}"
             )
     return warnings
 

@@ -71,6 +71,16 @@ def test_a_damaged_file_with_several_splits_is_one_error(make_task: MakeTask) ->
     assert [error.key for error in validated(path).errors] == ["data.train"]
 
 
+def test_a_fault_of_rows_in_several_splits_is_one_error(make_task: MakeTask) -> None:
+    path = make_task(
+        data={"validation": None, "test": None, "split": {"validation": 0.2, "test": 0.2}, "target": "Answer"}
+    )
+    (error,) = validated(path).errors
+    assert error.key == "data.train" and "has no column 'Answer'" in error.problem
+    errors = validated(make_task(data={"target": "Answer"}, name="files")).errors
+    assert [error.key for error in errors] == ["data.train", "data.validation", "data.test"]
+
+
 def test_a_task_without_training_rows_is_an_error(make_task: MakeTask) -> None:
     result = validated(make_task(data={"train": None}))
     assert [error.key for error in result.errors] == ["data.train"] and result.plan is None
@@ -198,7 +208,7 @@ def test_targets_that_the_schema_refuses_are_reported(make_task: MakeTask) -> No
     path = make_task(data={"validation": None, "test": None}, codec="json", evaluate={"json_schema": "schema.json"})
     write_rows(path.parent / "train.jsonl", [{"text": "a", "answer": {"b": 1}}, {"text": "b", "answer": [1]}])
     (path.parent / "schema.json").write_text('{"type": "object"}', encoding="utf-8")
-    assert has(validated(path).warnings, "train targets: 1 are invalid under", "schema.json, first row 1")
+    assert has(validated(path).warnings, "train targets: 1 are invalid under", "schema.json, such as '[1]'")
     (path.parent / "schema.json").unlink()
     assert [error.key for error in validated(path).errors] == ["evaluate.json_schema"]
 
@@ -213,5 +223,5 @@ def test_targets_that_cannot_be_generated_are_reported(make_task: MakeTask, tmp_
     (error,) = validated(path).errors
     assert error.key == "generate" and "needs the character" in error.problem
     tiny_tokenizer(JSON_MARKS).save(str(base / "tokenizer.json"))
-    assert has(validated(path).warnings, "1 of 2 training targets cannot be generated", "first: row 2")
+    assert has(validated(path).warnings, "1 of 2 training targets cannot be generated", "such as '[1]'")
     assert not has(validated(path, "generate.constrained=false").warnings, "cannot be generated")

@@ -135,8 +135,10 @@ def options_of(values: Mapping[str, Any], defaults: Mapping[str, Any], *, scores
             "set temperature above 0, or leave n out",
             param="n",
         )
-    if answers > 1:
-        options |= {"num_return_sequences": answers} | ({"mbr": 0} if settings.get("mbr") else {})
+    if "n" in values:  # also 1, since the task may have more
+        options["num_return_sequences"] = answers
+    if answers > 1 and settings.get("mbr"):
+        options["mbr"] = 0
     if scores and beams > 1 and not settings.get("do_sample"):
         raise RequestError(
             f"logprobs are not available from beam search (the task has num_beams {beams})",

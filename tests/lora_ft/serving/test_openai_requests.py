@@ -58,6 +58,7 @@ def test_sampling_keeps_the_tasks_own_top_k() -> None:
 def test_several_answers_need_sampling_or_beams() -> None:
     assert completion(n=3, temperature=1).options({})["num_return_sequences"] == 3
     assert completion(n=3).options({"num_beams": 4})["num_return_sequences"] == 3
+    assert completion(n=1).options({"num_beams": 4, "num_return_sequences": 2})["num_return_sequences"] == 1
     with pytest.raises(RequestError, match="n is too large without sampling") as error:
         completion(n=3).options({})
     assert error.value.param == "n"

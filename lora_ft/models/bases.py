@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,23 @@ def load_model(
             "copy its config.json and generation_config.json again",
         ) from error
     _require_loaded(folder, info)
+    model.generation_config.__class__ = _unchecked_settings()
     return model.eval()
+
+
+@cache
+def _unchecked_settings() -> type[Any]:
+    """Return a class of generation settings that transformers saves as they are.
+
+    It refuses those without an effect, such as a temperature without do_sample, though published bases have them: at
+    the first checkpoint of a training, and transformers 4 after a merge. Calls may set do_sample, so they are kept.
+    """
+    from transformers import GenerationConfig
+
+    class Unchecked(GenerationConfig):
+        def validate(self, *args: Any, **kwargs: Any) -> None: ...
+
+    return Unchecked
 
 
 def _check_generation(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,16 @@ def test_full_run_keeps_its_generation_settings(make_task: MakeTask, tmp_path: P
         **special,
         "max_new_tokens": run.task.max_new_tokens,
     }
+
+
+def test_full_run_keeps_settings_of_its_base_that_transformers_would_not_save(
+    make_task: MakeTask, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    settings = json.loads((base / "generation_config.json").read_text()) | {"temperature": 0.7}  # without do_sample
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    run = train(load_task(make_task(method="full", base=str(base), train={"num_train_epochs": 1})), tmp_path / "run")
+    assert json.loads((run.trained / "generation_config.json").read_text())["temperature"] == 0.7
 
 
 def test_tied_head_stays_tied_in_full_training(make_task: MakeTask, tmp_path: Path) -> None:

@@ -43,6 +43,19 @@ def save_sentencepiece(folder: Path, added: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(T5))
 
 
+def test_generation_settings_without_an_effect_are_kept(base: Path, tmp_path: Path) -> None:
+    settings = json.loads((base / "generation_config.json").read_text())
+    settings |= {"temperature": 0.7, "early_stopping": True, "num_beams": 1, "length_penalty": 2.0}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    out = tmp_path / "out"
+    out.mkdir()
+    save_checkpoint(load_model(base), base, out)
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert {name: saved[name] for name in settings if name != "num_beams"} == {
+        name: value for name, value in settings.items() if name != "num_beams"
+    }
+
+
 def test_added_tokens_of_a_sentencepiece_model_are_kept(base: Path, tmp_path: Path) -> None:
     save_sentencepiece(base, "<hl>")
     tokenizer, out = load_tokenizer(base), tmp_path / "out"

@@ -18,6 +18,7 @@ from lora_ft.models.adapter_files import adapter_config, find_adapter, lora_conf
 from lora_ft.models.bases import Base, find_base, load_tokenizer
 from lora_ft.runs.run import ADAPTER, CONFIG, TASK, Run, is_run
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _ADDED = "added_tokens.json"  # written by transformers 4 for tokenizers in Python
 
 
@@ -28,6 +29,7 @@ class PeftAdapter:
         folder, adapter: Folder of the adapter.
         name: Name of the folder, restricted to characters that are valid in every name.
         base: Name of its base according to its config, or "".
+        revision: Commit, tag or branch of its base on the Hub that its config names, or "".
         notice: A warning for its users, or "".
     """
 
@@ -40,7 +42,9 @@ class PeftAdapter:
         lora_config(folder)
         self.folder = self.adapter = folder
         self.name = re.sub(r"[^A-Za-z0-9._-]+", "_", folder.resolve().name).lstrip("._-") or "adapter"
-        self.base = str(adapter_config(folder).get("base_model_name_or_path") or "")
+        self.base, self.revision = (
+            str(adapter_config(folder).get(key) or "") for key in ("base_model_name_or_path", "revision")
+        )
         unknown = unknown_keys(folder)
         self.notice = (
             f"{folder / CONFIG} has keys that are unknown to peft {peft.__version__} and ignored: {', '.join(unknown)}"
@@ -54,12 +58,18 @@ class PeftAdapter:
         """Return the adapter's base, or the base `name`, in a local folder.
 
         Raises:
-            UsageError: The config does not name a base, or the base is not available on this machine.
+            UsageError: The config names no base or one revision of it, or the base is not available on this machine.
         """
         if not (name or self.base):
             raise UsageError(f"{self.folder / CONFIG} does not name a base", "pass it as --base")
         if name:
             return find_base(name)
+        if self.revision not in ("", "main") and _HUB_NAME.fullmatch(self.base) and not Path(self.base).is_dir():
+            raise UsageError(
+                f"the adapter {self.folder} is for revision {self.revision!r} of its base {self.base}, but bases are "
+                "loaded in their default revision",
+                f"run `hf download {self.base} --revision {self.revision} --local-dir BASE`, and pass --base BASE",
+            )
         try:
             return find_base(self.base)
         except UsageError as error:

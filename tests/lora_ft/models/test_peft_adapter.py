@@ -55,6 +55,20 @@ def test_adapter_without_a_base_needs_the_option_base(tiny_base: Path, adapter: 
     assert merge(open_adapter(adapter), tmp_path / "merged", base=str(tiny_base)).rows == 4
 
 
+def test_adapter_for_a_revision_of_its_base_needs_the_option_base(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    configure(adapter, revision="v1.0")  # means nothing for a folder
+    assert open_adapter(adapter).find_base().folder == tiny_base
+    configure(adapter, base_model_name_or_path="someone/base")
+    with pytest.raises(UsageError, match=r"for revision 'v1\.0' of its base someone/base, .*--revision v1\.0"):
+        merge(open_adapter(adapter), tmp_path / "merged")
+    assert open_adapter(adapter).find_base(str(tiny_base)).folder == tiny_base
+    configure(adapter, revision="main")
+    with pytest.raises(UsageError, match="someone/base is not a folder, and the Hub cannot be asked"):
+        merge(open_adapter(adapter), tmp_path / "merged")
+
+
 def test_adapter_generates_and_is_scored_on_a_named_task(
     adapter: Path, make_task: object, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

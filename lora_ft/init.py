@@ -27,7 +27,7 @@ from lora_ft.data.readers import Row, is_readable, read_rows
 from lora_ft.data.splits import load_splits
 from lora_ft.models.bases import OFFLINE, find_base, is_offline_cached, load_tokenizer
 from lora_ft.tasks.files import load_task, read_task, recipe_file, recipes
-from lora_ft.tasks.plain_yaml import parse_yaml, quoted
+from lora_ft.tasks.plain_yaml import parse_yaml, plain_text, quoted
 from lora_ft.tasks.schema import SPLITS
 
 DEFAULT_BASE = "google/flan-t5-small"
@@ -110,6 +110,7 @@ def init(
         blocks = _after_recipe(recipe, blocks)
     text = "".join(blocks.values())
     progress.stage("checking the task")
+    file.parent.mkdir(parents=True, exist_ok=True)  # a path of rows with `..` leads through it
     write_text(file, _EDITORS + (_with_sessions(text, file) if result.kind == GROUP_CHAT else _checked(text, file)))
     return result
 
@@ -132,7 +133,7 @@ def copy_recipe(
     file = expanded(file or f"{name}.yaml")
     _require_new(file, overwrite)
     text = _SCHEMA_LINE.sub("", origin.read_text(encoding="utf-8"))
-    text = re.sub(r"^name: .*$", f"name: {_name(file)}", text, flags=re.MULTILINE)
+    text = re.sub(r"^name: .*$", f"name: {_scalar(_name(file))}", text, flags=re.MULTILINE)
     if base is not None:
         text = re.sub(r"^base: \S+", lambda _: f"base: {quoted(base)}", text, flags=re.MULTILINE)
     root = load_task(origin).data.root
@@ -260,7 +261,7 @@ def _rows(path: Path) -> list[Row]:
 def _head(file: Path, base: str | None, kind: str, reasons: Sequence[str]) -> str:
     summary = f"Kind of task: {kind}, guessed from the rows: {'; '.join(reasons)}. Check it with"
     lines = [f"# {line}" for line in textwrap.wrap(_printable(summary), 100)]
-    lines += ["#", f"#   {_printable(shell_command('validate', file.name))}", "#", f"name: {_name(file)}"]
+    lines += ["#", f"#   {_printable(shell_command('validate', file.name))}", "#", f"name: {_scalar(_name(file))}"]
     if base is not None:
         is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9/._-]*", base)
         lines.append(f"base: {base if is_plain else quoted(base)} # a Hub name, the path of a checkpoint, or: offline")
@@ -364,6 +365,11 @@ def _after_recipe(recipe: str, blocks: dict[str, str]) -> dict[str, str]:
         settings["labels"] = "labels: auto # the distinct targets of the training rows\n"
     settings.pop("card", None)
     return settings | {name: blocks[name] for name in _GUESSED}
+
+
+def _scalar(name: str) -> str:
+    """Return a name for a task file, quoted if YAML would read it as a number or a truth value (`2024.csv`)."""
+    return name if plain_text(name) else quoted(name)
 
 
 def _relative(path: Path, file: Path) -> str:

@@ -61,6 +61,19 @@ def test_any_name_of_a_file_or_column_is_written_so_that_it_is_read(tmp_path: Pa
     assert len(load_splits(task).train) == 48
 
 
+@pytest.mark.parametrize("name", ["2024", "no", "null", "1e3"])
+def test_a_name_that_yaml_reads_as_another_type_is_quoted(tmp_path: Path, name: str) -> None:
+    rows = write_rows(tmp_path / f"{name}.jsonl", rows_like({"left": "low {i}", "right": "high {i}"}))
+    assert load_task(init(tmp_path / f"{name}.yaml", data=rows).file).name == name
+    assert load_task(init(tmp_path / name / f"{name}.yaml", recipe="group-chat").file).name == name
+
+
+def test_a_task_file_may_be_in_a_new_folder(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", rows_like({"left": "low {i}", "right": "high {i}"}))
+    task = load_task(init(tmp_path / "new" / "task.yaml", data=rows).file)
+    assert len(load_splits(task).train) == 48
+
+
 def test_a_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "a\udcff.jsonl", rows_like(SHAPES["pairs"][0]))
     with pytest.raises(UsageError, match="is not UTF-8"):

@@ -20,8 +20,7 @@ from lora_ft.tasks.schema import Task
 
 # Spellings of a missing value in text written by spreadsheets, pandas, R and databases.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "#n/a", "<na>", "nat", "\\n"))  # \N of MySQL, in lower case
-
-
+_BY_PROGRAMS = _MISSING - {"none", "na", "n/a"}  # no label on purpose, although `labels: auto` finds it
 _PYTHON = re.compile(r"\s*(?:\{'\w+': |\['|\[\{'|array\(\[)")
 _JSON = re.compile(r'\s*(?:\{"\w+": ?|\["|\[\{")')
 
@@ -69,7 +68,7 @@ class ExampleMaker:
         self._prompt, self._codec, self._labels = Prompt(task.prompt), codec_named(task.codec), task.known_labels
         self._target = Column(task.data.target)
         self._references = Column(task.data.references) if task.data.references is not None else None
-        self._skips = task.data.skip_empty
+        self._skips, self._has_labels = task.data.skip_empty, task.labels is not None
 
     def survey(self, rows: Sequence[Located], split: str) -> Survey:
         """Leave out rows with an empty cell if data.skip_empty is set, and count likely mistakes.
@@ -98,7 +97,7 @@ class ExampleMaker:
                 if _is_repr(value, in_json=self._references is not None and name == self._references.name):
                     reprs[name].append(where)
                 for word in _missing_words(value):
-                    if name != self._target.name or word not in self._labels:
+                    if name != self._target.name or word not in self._labels or word.lower() in _BY_PROGRAMS:
                         words[name][word] += 1
                         first.setdefault(name, where)
             unseen = [place for place in unseen if not place.is_in(row)]
@@ -136,6 +135,8 @@ class ExampleMaker:
         """
         self._check(where, self._cells(row, split), row)
         text = self._text(self._target.find(row), self._target.name, where)
+        if self._has_labels:  # a blank around a label would be a token of its own, which no answer can have
+            text = text.strip()
         if self._labels:
             require_label(text, self._labels, where)
         return text

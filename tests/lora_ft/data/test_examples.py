@@ -14,7 +14,7 @@ import pytest
 
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.data.examples import Example
-from lora_ft.data.splits import load_splits
+from lora_ft.data.splits import load_splits, with_labels
 from lora_ft.tasks.files import load_task
 from tests.lora_ft.data.task_rows import Load, MakeTask, numbered, prompts
 
@@ -214,6 +214,25 @@ def test_label_may_be_a_word_for_missing_values(make_task: MakeTask) -> None:
     rows = [{"text": "a", "answer": "none"}, {"text": "b", "answer": "some"}]
     (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert load_splits(load_task(path)).warnings == []
+
+
+def test_missing_values_are_counted_although_they_become_labels(make_task: MakeTask) -> None:
+    """`labels: auto` would learn a label "nan" in silence."""
+    path = make_task(labels="auto", data={"train": "rows.jsonl", "validation": None, "test": None})
+    rows = [{"text": "a", "answer": "nan"}, {"text": "b", "answer": "some"}, {"text": "c", "answer": "none"}]
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (warning,) = load_splits(with_labels(load_task(path))).warnings
+    assert "column 'answer': 1 of 3 cells are 'nan' as text" in warning
+
+
+@pytest.mark.parametrize("labels", ["auto", ["no", "yes"]])
+def test_blanks_around_a_label_are_not_learned(make_task: MakeTask, labels: Any) -> None:
+    """T5's tokenizer has a token for a blank at the end, and the codec `text` a mark."""
+    path = make_task(labels=labels, data={"train": "rows.jsonl", "validation": None, "test": None})
+    rows = [{"text": "a", "answer": "yes "}, {"text": "b", "answer": " no\n"}]
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert [example.target for example in load_splits(load_task(path)).train] == ["yes", "no"]
+    assert [example.references for example in load_splits(load_task(path)).train] == [("yes",), ("no",)]
 
 
 def test_optional_column_without_rows_is_reported(make_task: MakeTask) -> None:

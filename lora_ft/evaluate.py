@@ -19,6 +19,7 @@ from lora_ft.core.output_paths import refuse_file
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.prompt import Prompt
+from lora_ft.core.user_paths import expanded
 from lora_ft.data.readers import Row
 from lora_ft.data.splits import Example, load_splits, require, split_to_score, with_labels
 from lora_ft.evaluation.metrics import Estimate, Scored, difference, measure
@@ -31,7 +32,7 @@ from lora_ft.models.loading import load
 from lora_ft.models.model import Model
 from lora_ft.publishing.model_card import refresh_card
 from lora_ft.reports.run_report import write_run_report
-from lora_ft.runs.run import PREDICTIONS, SCORES, TASK, Run
+from lora_ft.runs.run import ADAPTER, PREDICTIONS, SCORES, TASK, Run, is_run
 from lora_ft.tasks.files import as_task, read_task
 from lora_ft.tasks.inputs import input_paths
 from lora_ft.tasks.schema import SplitName, Task
@@ -169,7 +170,7 @@ def evaluate(
     Raises:
         UsageError, LoraFtError: The model or the rows cannot be used.
     """
-    progress, name = progress or Silent(), os.fspath(name)
+    progress, name = progress or Silent(), _whole_run(os.fspath(name))
     answers = None if predictions is None else Path(predictions)
     if answers is not None:
         refuse_file(answers, "--predictions")
@@ -238,6 +239,13 @@ def _default_split(task: Task, progress: Progress) -> SplitName:
     if split != "test":
         progress.note(f"task '{task.name}' has no test rows; scoring its {split} rows")
     return split
+
+
+def _whole_run(name: str) -> str:
+    """Return the folder of a run for its folder `adapter`, which `load` opens as the run. Others stay unchanged."""
+    folder = expanded(name)
+    folder = folder.parent if folder.name == ADAPTER and is_run(folder.parent) else folder
+    return str(folder) if is_run(folder) else name
 
 
 def _own_task(name: str, overrides: Sequence[str]) -> str:

@@ -38,6 +38,16 @@ def test_scores_and_answers_are_written_to_the_run_folder(run: Run) -> None:
     assert json.loads((run.folder / "scores-test.json").read_text())["scores"]["model"] == str(run.folder)
 
 
+def test_folder_adapter_of_a_run_is_scored_as_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(str(run.folder)).scores
+    for path in (run.folder / "scores-test.json", run.folder / "predictions-test.jsonl"):
+        path.unlink()
+    assert evaluate(str(run.adapter)).scores == expected
+    assert (run.folder / "scores-test.json").is_file() and (run.folder / "predictions-test.jsonl").is_file()
+    monkeypatch.setenv("HOME", str(run.folder.parent))
+    assert evaluate(f"~/{run.folder.name}", limit=2).rows == 2
+
+
 def test_run_checkpoint_and_bundle_have_equal_scores(run: Run, tmp_path: Path) -> None:
     merge(run, tmp_path / "merged")
     export_onnx(str(run.folder), tmp_path / "bundle")

@@ -160,7 +160,10 @@ def converse(
     settings = _chat_settings(model)
     earlier = parse_lines(start)
     if start.strip() and not earlier:
-        raise UsageError(f"--start {start.strip().splitlines()[0]!r} is not a chat line", "write `Name: text` lines")
+        first = start.strip().splitlines()[0]
+        raise UsageError(
+            f"--start {first!r} is not a chat line", "write `Name: text` lines, or correct the path of a file with them"
+        )
     sampled = {**model.options, **options}.get("do_sample", False)
     return Conversation(
         lambda text, seed: model.generate(text, **{**options, "seed": seed})[0],

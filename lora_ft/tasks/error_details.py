@@ -112,7 +112,13 @@ def _inner(value: Any, part: str | int) -> Any:
 def _problem(entry: Mapping[str, Any], mark: Mark | None) -> str:
     kind, value = entry["type"], entry["input"]
     if kind == "extra_forbidden":
-        return "unknown key; remove it or correct its spelling"
+        is_number = str(entry["loc"][-1]).isdecimal() and value is None  # {a: 0,1} is {a: 0, 1: null}
+        remedy = "write a decimal point, not a comma" if is_number else "remove it or correct its spelling"
+        return f"unknown key; {remedy}"
+    if kind == "string_pattern_mismatch" and entry["loc"] == ("name",):
+        return "not a name; use letters from A to Z, digits and . _ -, with a letter or a digit first"
+    if kind == "model_type":
+        return "not a section; write its keys below it, or in braces"
     if kind == "missing":
         return "missing; add it"
     if kind in ("int_parsing_size", "int_from_float") and isinstance(value, float) and value.is_integer():

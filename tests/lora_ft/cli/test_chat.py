@@ -98,7 +98,10 @@ def test_seed_is_shown_only_if_it_can_repeat_the_chat(
     ("arguments", "part"),
     [
         (["--rounds", "2"], "--rounds needs a beginning of the chat; add --start"),
-        (["--rounds", "2", "--start", "good morning"], "is not a chat line; write `Name: text` lines"),
+        (
+            ["--rounds", "2", "--start", "good morning"],
+            "is not a chat line; write `Name: text` lines, or correct the path",
+        ),
         (["--rounds", "0"], "rounds"),
     ],
 )

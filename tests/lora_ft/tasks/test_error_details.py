@@ -47,6 +47,19 @@ def test_message_of_a_single_error_mentions_no_others(make_task: MakeTask) -> No
     assert "more" not in str(caught.value) and not caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("train={learning_rate: 0,002}", "train.002", "write a decimal point, not a comma"),
+        ("name=Meine Tickets", "name", "not a name; use letters from A to Z, digits"),
+        ("data=rows.csv", "data", "not a section; write its keys below it"),
+        ("lora=8", "lora", "not a section"),
+    ],
+)
+def test_frequent_mistakes_are_named(make_task: MakeTask, override: str, key: str, words: str) -> None:
+    assert words in errors_of(make_task(), override)[key].problem
+
+
 def test_long_value_is_shortened() -> None:
     assert str(ErrorDetails("prompt", "x" * 500, "wrong")) == f"prompt = '{'x' * 56}...: wrong"
 

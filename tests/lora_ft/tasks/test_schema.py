@@ -11,8 +11,8 @@ from tests.lora_ft.tasks.task_files import MakeTask, errors_of
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("name=a/b", "pattern"),
-        ("name=../up", "pattern"),
+        ("name=a/b", "not a name"),
+        ("name=../up", "not a name"),
         ("data.split.test=1.0", "less than 1"),
         ("data.limit.train=0", "greater than or equal to 1"),
         ("data.shuffle=true", "unknown key"),

@@ -15,6 +15,7 @@ import tokenizers
 
 from lora_ft.core.codecs import Codec
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.token_bytes import token_bytes
 
 # Label positions with this value carry no loss. transformers also pads predictions with it (transformers#22634).
 IGNORED = -100
@@ -32,6 +33,7 @@ class Tokenizer:
     def __init__(self, path: Path, codec: Codec | None = None) -> None:
         self.codec = codec or Codec()
         self._path = path
+        self._spellings: dict[int, bytes] = {}  # by token, since a server asks for the same ones again
         with self._guarded("cannot be read as a tokenizer"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()
@@ -95,6 +97,7 @@ class Tokenizer:
                 raise UsageError(f"{token!r} is already a token of the vocabulary", "choose another name for it")
             self._tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False)])
         self.size = self._tokenizer.get_vocab_size()
+        self._spellings.clear()
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Return the ids of tokens, without tokens that the vocabulary lacks."""
@@ -139,16 +142,28 @@ class Tokenizer:
         """Return the text of each token, in the codec's form. A mark of a word's beginning is a space."""
         return [(self._tokenizer.id_to_token(int(token)) or "").replace("▁", " ") for token in tokens]
 
-    def pieces(self) -> tuple[list[str], list[str]]:
+    def spellings(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token adds to an answer, in the codec's form; of a special token, its name."""
+        if new := [token for token in dict.fromkeys(tokens) if token not in self._spellings]:
+            names, texts = self.pieces(new)
+            forms = zip(names, token_bytes(names, texts), strict=True)
+            self._spellings |= dict(zip(new, [form or name.encode() for name, form in forms], strict=True))
+        return [self._spellings[token] for token in tokens]
+
+    def pieces(self, tokens: Sequence[int] | None = None) -> tuple[list[str], list[str]]:
         """Return the name of each token, and the text in the codec's form that it adds to an answer.
 
         Special tokens add nothing. A token of part of a character adds U+FFFD.
+
+        Args:
+            tokens: Tokens. Default: the vocabulary.
         """
-        names = [self._tokenizer.id_to_token(token) or "" for token in range(self.rows)]
+        tokens = range(self.rows) if tokens is None else tokens
+        names = [self._tokenizer.id_to_token(token) or "" for token in tokens]
         with self._guarded():
             first = self._tokenizer.encode("a").ids[0]  # at the beginning of an answer, a space would be left out
             before = self._tokenizer.decode([first])
-            texts = self._tokenizer.decode_batch([[first, token] for token in range(self.rows)])
+            texts = self._tokenizer.decode_batch([[first, token] for token in tokens])
         return names, [text[len(before) :] for text in texts]
 
     def lacking(self, texts: Iterable[str]) -> Counter[str]:

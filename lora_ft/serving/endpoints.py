@@ -115,7 +115,7 @@ class Endpoints:
             copies,
             parsed.scores,
             parsed.top,
-            settings.tokenizer.texts,
+            settings.tokenizer.spellings,
             parsed.usage,
         )
         reply = kind(form, answers, record)

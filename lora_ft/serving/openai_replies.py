@@ -10,7 +10,7 @@ from typing import Any
 from lora_ft.serving.answers import Answers, Piece
 from lora_ft.serving.request_record import RequestRecord
 
-Tokens = Callable[[list[int]], list[str]]  # text of each token
+Tokens = Callable[[list[int]], list[bytes]]  # bytes of each token
 
 
 @dataclass
@@ -19,14 +19,14 @@ class Choice:
 
     Attributes:
         text: Text so far.
-        tokens: Texts of its tokens.
+        tokens: Bytes of its tokens.
         scores: Their log-probabilities.
         offsets: Their places in the text, in characters.
         finish: Reason of the end.
     """
 
     text: str = ""
-    tokens: list[str] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     finish: str | None = None
@@ -42,7 +42,7 @@ class ReplyFormat:
         copies: Answers to each prompt.
         scores: Add log-probabilities.
         top: 1 to list the generated token as the likeliest, too.
-        tokens: Returns the text of each token.
+        tokens: Returns the bytes of each token.
         usage: Add token counts to a stream.
     """
 
@@ -119,7 +119,7 @@ class CompletionReply:
         """Return log-probabilities of the last tokens, or of all for 0."""
         if not self.settings.scores:
             return None
-        tokens, scores = choice.tokens[-last:], choice.scores[-last:]
+        tokens, scores = list(map(_text, choice.tokens[-last:])), choice.scores[-last:]
         top = [{token: score} for token, score in zip(tokens, scores, strict=True)] if self.settings.top else None
         return {"tokens": tokens, "token_logprobs": scores, "top_logprobs": top, "text_offset": choice.offsets[-last:]}
 
@@ -153,7 +153,7 @@ class ChatReply(CompletionReply):
             return None
         entries = []
         for token, score in zip(choice.tokens[-last:], choice.scores[-last:], strict=True):
-            entry = {"token": token, "logprob": score, "bytes": list(token.encode())}
+            entry = {"token": _text(token), "logprob": score, "bytes": list(token)}
             entries.append({**entry, "top_logprobs": [entry] if self.settings.top else []})
         return {"content": entries, "refusal": None}
 
@@ -162,3 +162,8 @@ def _chat_chunk(
     number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
 ) -> dict[str, Any]:
     return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _text(token: bytes) -> str:
+    r"""Return a token as text, with OpenAI's \xc3 for bytes of a character that has several tokens."""
+    return token.decode("utf-8", "backslashreplace")

@@ -205,3 +205,11 @@ def test_batches_have_each_row_once_longest_first(rows: list[list[int]], size: i
 
 def test_rows_of_one_length_keep_their_order() -> None:
     assert list(by_length([[1], [2, 2], [3], [4, 4]], 3)) == [[1, 3, 0], [2]]
+
+
+def test_spellings_are_the_bytes_of_a_text(tokenizer: Tokenizer, of_bytes: Tokenizer) -> None:
+    ((first, *ids),) = tokenizer.encode(["two words"])
+    assert tokenizer.spellings([first, *ids]) == [b" ", *(bytes([byte]) for byte in b"two words"), b"</s>"]
+    (ids,) = of_bytes.encode(["a \u00e9\n\U0001f600"])
+    assert b"".join(of_bytes.spellings(ids)) == "a \u00e9\n\U0001f600</s>".encode()
+    assert of_bytes.spellings(ids)[2] == b"\xc3"

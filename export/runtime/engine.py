@@ -65,7 +65,7 @@ class Engine:
         self._arrivals: deque[Job] = deque()
         self._outstanding: set[Job] = set()  # neither finished nor failed
         self._queued = 0
-        # running mean of the busy seconds before an end, and the time of the last end or of the last wait for work
+        # running mean of the seconds between two ends, and the last end, or 0 if there was no work since
         self._interval, self._last_end = 0.0, 0.0
         self._failure: Exception | None = None
         self._closing, self._process = False, os.getpid()
@@ -201,7 +201,7 @@ class Engine:
                 if self._closing and not self._outstanding:
                     return False
                 self._changed.wait()
-                self._last_end = time.monotonic()  # a night without requests is no sign of slow answers
+                self._last_end = 0.0  # a night without requests is no sign of slow answers
             while self._arrivals:
                 self._scheduler.add(self._arrivals.popleft())
         return True

@@ -130,6 +130,8 @@ def merge_adapters(
         shares = list(weights) or [1 / len(adapters)] * len(adapters)
         base_model = base_of(adapters[0], base)
         for member in adapters:
+            if isinstance(member, PeftAdapter) and member.notice:
+                progress.note(f"warning: {member.notice}")
             if adds_tokens(member, base_of(member, base)):
                 raise UsageError(f"{member.folder} has more tokens than its base", "merge adapters without new tokens")
         progress.stage("merging", len(adapters))

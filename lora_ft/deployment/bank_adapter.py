@@ -137,6 +137,8 @@ def prepare_bank_adapter(
         LoraFtError: The adapter is damaged, or its dimensions differ from the base's.
     """
     progress.stage(f"reading {name}")
+    if isinstance(run, PeftAdapter) and run.notice:
+        progress.note(f"warning: {run.notice}")
     _require_plain_lora(run)
     if adds_tokens(run, reference.base):
         raise UsageError(

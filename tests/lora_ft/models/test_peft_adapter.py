@@ -154,6 +154,10 @@ def test_unknown_keys_are_reported(adapter: Path, tmp_path: Path, capsys: pytest
     assert lora_ft(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 0
     assert "and ignored: use_hyper_lora" in capsys.readouterr().err
     assert "use_hyper_lora" in load(str(adapter)).notice
+    assert lora_ft(["export", "--adapters", str(adapter), "--out", str(tmp_path / "bank")]) == 0
+    assert capsys.readouterr().err.count("and ignored: use_hyper_lora") == 1
+    assert lora_ft(["adapters", "merge", str(adapter), str(adapter), "--out", str(tmp_path / "sum")]) == 0
+    assert capsys.readouterr().err.count("and ignored: use_hyper_lora") == 2
 
 
 def test_adapter_folder_of_a_run_opens_the_run(tiny_run: Run, tiny_base: Path, tmp_path: Path) -> None:

@@ -320,9 +320,10 @@ def _check_modules(layers: Mapping[str, Any], config: LoraConfig, folder: Path) 
                     "train an adapter with target_modules of linear layers, e.g. q,v",
                 )
     for key in config.modules_to_save or ():
-        for name, module in layers.items():
+        for name in layers:
             # PEFT puts a trained copy under one name, but T5's encoder and decoder look up tokens under others.
-            if name in _TABLES and isinstance(module, Embedding) and re.match(rf"(^|.*\.){key}$", name):
+            tables = [layers.get(table) for table in _TABLES if table == name or table.startswith(f"{name}.")]
+            if any(isinstance(table, Embedding) for table in tables) and re.match(rf"(^|.*\.){key}$", name):
                 raise UsageError(
                     f"{folder} trains the whole embedding (modules_to_save {key!r}), which is not supported",
                     "train some of its rows with trainable_token_indices instead",

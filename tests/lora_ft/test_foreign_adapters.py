@@ -259,6 +259,7 @@ def test_other_methods_are_refused_by_name(tiny_base: Path, tmp_path: Path, kind
     [
         ({"target_modules": ["shared", "q"]}, "has LoRA on shared (got Embedding"),
         ({"target_modules": ["q"], "modules_to_save": ["shared"]}, "trains the whole embedding"),
+        ({"target_modules": ["q"], "modules_to_save": ["decoder"]}, "trains the whole embedding"),
         ({"target_modules": ["q"], "lora_bias": True}, "uses lora_bias of peft"),
         ({"target_modules": ["q"], "init_lora_weights": "pissa_niter_2"}, "pissa_niter_2 changed"),
         ({"trainable_token_indices": [5]}, "trains tokens of shared, but those of lm_head, shared"),

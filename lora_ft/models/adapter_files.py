@@ -110,12 +110,16 @@ def lora_config(folder: Path) -> LoraConfig:
         UsageError: There is no adapter, it is not LoRA, or it has parts that cannot be merged into a T5.
         LoraFtError: A value is not of the type that PEFT expects.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content, path = adapter_config(folder), folder / CONFIG
     kind = content.get("peft_type")
     if kind != "LORA":
         description = f"adapter of type {kind}" if kind else "adapter without a peft_type"
+        method = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind, object) if isinstance(kind, str) else object
+        if issubclass(method, PromptLearningConfig):  # trained inputs, which no checkpoint can hold
+            raise UsageError(f"{folder} is an {description} (supported: LORA)", "train a LoRA adapter")
         raise UsageError(
             f"{folder} is an {description} (supported: LORA)",
             "merge it with peft (merge_and_unload) and pass the checkpoint, or train a LoRA adapter",

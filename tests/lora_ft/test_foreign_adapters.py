@@ -252,6 +252,7 @@ def test_other_methods_are_refused_by_name(tiny_base: Path, tmp_path: Path, kind
     peft.get_peft_model(model, OTHERS[kind]).save_pretrained(tmp_path / "adapter")
     message = refused(tiny_base, tmp_path / "adapter")
     assert f"is an adapter of type {kind} (supported: LORA)" in message and "another base" not in message
+    assert ("merge_and_unload" in message) == (kind not in ("PREFIX_TUNING", "PROMPT_TUNING"))  # these cannot be merged
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_text
 from lora_ft.core.streams import answer, is_terminal, say, stdin_lines
 from lora_ft.data.formats.content import content_of, kind_of_file
-from lora_ft.data.readers import is_readable, read_rows
+from lora_ft.data.readers import is_readable, read_rows, without_keys
 from lora_ft.data.row_lines import row_line
 
 Input = str | Mapping[str, Any]
@@ -91,7 +91,10 @@ def _lines(source: Path) -> list[Input]:
         raise UsageError(f"--input: {source} is {kind_of_file(source)}, not a file", "write its content to a file")
     if not source.is_file():
         raise UsageError(f"--input: {source} does not exist")
-    return _split(content_of(source).text())
+    try:
+        return _split(content_of(source).text())
+    except LoraFtError as error:
+        raise without_keys(error) from error
 
 
 def _split(text: str) -> list[Input]:

@@ -15,7 +15,7 @@ from lora_ft.data.formats.delimited import read_delimited
 from lora_ft.data.formats.json_rows import read_json_rows
 from lora_ft.data.formats.table import read_parquet
 
-__all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "read_rows"]
+__all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "read_rows", "without_keys"]
 
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
@@ -62,15 +62,16 @@ def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | Non
         try:
             rows += _read(content, key, layout or Layout())
         except LoraFtError as error:
-            raise _without_keys(error, key) from error
+            if key.startswith("--"):
+                raise without_keys(error) from error
+            raise
     return rows
 
 
-def _without_keys(error: LoraFtError, key: str) -> LoraFtError:
-    """Return an error whose remedy names no key of a task if an option names the file, since there is no task."""
-    if not key.startswith("--") or not _SET_KEY.search(error.remedy):
-        return error
-    return type(error)(error.message, _SET_KEY.sub("", error.remedy) or "write its rows as JSON Lines")
+def without_keys(error: LoraFtError) -> LoraFtError:
+    """Return an error of a reader whose remedy names no key of a task, for files that an option names."""
+    remedy = _SET_KEY.sub("", error.remedy)
+    return type(error)(error.message, remedy or ("write its rows as JSON Lines" if error.remedy else ""))
 
 
 def is_readable(file: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lora_ft.cli.rows import read_inputs, write_outputs
-from lora_ft.core.errors import UsageError
+from lora_ft.core.errors import LoraFtError, UsageError
 
 
 def test_columns_are_written_in_json_types(tmp_path: Path) -> None:
@@ -58,10 +58,14 @@ def test_lines_of_an_answer_stay_lines_when_wrapped(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "def f(a):\n    return a\n\nsome words that\nare longer\n"
 
 
-def test_a_missing_file_of_an_option_has_nothing_to_do_with_a_task(tmp_path: Path) -> None:
+def test_an_error_in_the_file_of_an_option_has_nothing_to_do_with_a_task(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_inputs([], tmp_path / "none.jsonl")
     assert caught.value.remedy == "correct the name"
+    (tmp_path / "lines.txt").write_bytes("für".encode("cp1252"))
+    with pytest.raises(LoraFtError, match="is not UTF-8") as damaged:
+        read_inputs([], tmp_path / "lines.txt")
+    assert damaged.value.remedy == "save the file as UTF-8"
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from lora_ft.core.constraint import SCHEMA
 from lora_ft.core.errors import LoraFtError, UsageError
 from lora_ft.core.files import write_json, write_text
-from lora_ft.core.output_paths import refuse_file
+from lora_ft.core.output_paths import refuse_file, require_writable
 from lora_ft.core.plain import plain_fields
 from lora_ft.core.progress import Progress, Silent
 from lora_ft.core.prompt import Prompt
@@ -187,8 +187,8 @@ def evaluate(
         refuse_file(answers, "--predictions", inputs=input_paths(scored_task))
     if model.kind == "run":
         _ = Run(name).scores  # the model card reads them, so refuse a damaged file before generating
-    if answers is None and model.kind == "run":
-        answers = Path(name) / PREDICTIONS.format(split)
+        require_writable(Path(name), "copy the run to a folder that you can write")
+        answers = answers or Path(name) / PREDICTIONS.format(split)
     evaluation = _evaluate(model, scored_task, _Request(split, limit, baseline, batch_size, answers), progress)
     if model.kind == "run":
         write_json(Path(name) / SCORES.format(split), evaluation.as_dict())

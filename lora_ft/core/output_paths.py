@@ -106,6 +106,12 @@ def refuse_file(out: Path, option: str, *, inputs: Iterable[str | Path] = (), ov
     return place
 
 
+def require_writable(folder: Path, remedy: str) -> None:
+    """Raise UsageError if files of an existing folder may not be written."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} is read-only", remedy)
+
+
 def followed(out: Path, option: str = "--out") -> Path:
     """Return the real path of an output: a link stays, and its target is written.
 

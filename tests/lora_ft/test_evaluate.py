@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def test_scores_and_answers_are_written_to_the_run_folder(run: Run) -> None:
     assert result.scores["rouge1"].mean == pytest.approx(sum(line["rouge1"] for line in lines) / 6, abs=0.01)
     assert result.model.cut_share == sum(line["cut"] for line in lines) / 6
     assert json.loads((run.folder / "scores-test.json").read_text())["scores"]["model"] == str(run.folder)
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_generating(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != run.folder)
+    monkeypatch.setattr(
+        sys.modules[evaluate.__module__], "_evaluate", lambda *arguments: pytest.fail("answers were generated")
+    )
+    for answers in (None, tmp_path / "answers.jsonl"):
+        with pytest.raises(UsageError, match=f"{run.folder} is read-only; copy the run"):
+            evaluate(str(run.folder), predictions=answers)
 
 
 def test_folder_adapter_of_a_run_is_scored_as_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

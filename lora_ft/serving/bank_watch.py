@@ -3,12 +3,14 @@
 `lora-ft bank add` and `remove` replace a bank's manifest as a whole when they have finished. So the status of this file
 tells whether to read it, which costs microseconds. It is compared every quarter of a second (`Reloader`), for removed
 adapters, and before a request is refused because its model is unknown. So an adapter answers from the moment that it is
-in the bank, however busy the machine is.
+in the bank, however busy the machine is. A bank that could not be read is read again after a while, since the cause may
+leave its manifest as it is: a file that another user wrote, or a network volume.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from lora_ft.core.errors import LoraFtError
@@ -20,6 +22,8 @@ from lora_ft.serving.request_log import RequestLog
 
 if TYPE_CHECKING:
     from lora_ft.models.async_model import AsyncModel
+
+_AGAIN = 5.0  # seconds until a bank that could not be read is read again; each attempt is logged
 
 
 class BankWatch:
@@ -33,13 +37,15 @@ class BankWatch:
     def __init__(self, registry: Registry, log: RequestLog) -> None:
         self._registry, self._log, self._reading = registry, log, asyncio.Lock()
         self._statuses = {name: _status(engine) for name, engine in self._banks()}
+        self._failed: dict[str, float] = {}  # time of the latest attempt, by bank that could not be read
 
     async def look(self, *, always: bool = False) -> None:
-        """Read the banks that have changed since the last look, or all of them."""
+        """Read the banks that have changed since the last look or could not be read, or all of them."""
         async with self._reading:
             for name, engine in self._banks():
                 status = _status(engine)
-                if always or status != self._statuses[name]:
+                is_due = name in self._failed and time.monotonic() - self._failed[name] >= _AGAIN
+                if always or is_due or status != self._statuses[name]:
                     self._statuses[name] = status
                     await self._read(name, engine)
 
@@ -72,8 +78,10 @@ class BankWatch:
         try:
             adapters = await asyncio.to_thread(engine.reload)
         except (LoraFtError, OSError) as error:
+            self._failed[name] = time.monotonic()
             self._log.event("bundle_not_reloaded", bundle=name, error=str(error))
             return
+        self._failed.pop(name, None)
         self._registry.refresh()
         self._log.event("bundle_reloaded", bundle=name, adapters=len(adapters))
 

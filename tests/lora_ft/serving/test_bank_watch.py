@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,27 @@ def test_an_adapter_that_left_and_returned_is_read_again(
     bank.set_adapters({})
     monkeypatch.setattr(bank, "reload", lambda: bank.set_adapters({"one": PROMPT, "two": PROMPT}) or bank.adapters)
     asyncio.run(watch.find("one")).require_served()
+
+
+def test_a_bank_that_could_not_be_read_is_read_again_after_a_while(
+    bank: FakeEngine, watch: BankWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another user had written the file of an adapter, and its permissions were corrected then."""
+    publish(bank, "one", "two")
+    now, errors, reload = [0.0], [PermissionError("two")], bank.reload
+    monkeypatch.setattr("lora_ft.serving.bank_watch.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def read() -> list[str]:
+        if errors:
+            raise errors.pop()
+        return reload()
+
+    monkeypatch.setattr(bank, "reload", read)
+    for seconds, reloads in ((0.0, 0), (1.0, 0), (6.0, 1), (12.0, 1)):
+        now[0] = seconds
+        asyncio.run(watch.look())
+        assert bank.reloads == reloads
+    assert asyncio.run(watch.find("two")).adapter == "two"
 
 
 @pytest.mark.parametrize("body", [{"model": "two"}, {"model": "bank/two"}, {"model": "bank", "adapter": "two"}])

@@ -20,6 +20,7 @@ __all__ = ["READERS", "Layout", "Located", "Row", "find_files", "is_readable", "
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files with rows; one of `COMPRESSED` may follow. JSON is also read from .txt."""
 _TEXT = ".txt"
+_SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SET_KEY = re.compile(r"(, or )?set data\..*")
 
 
@@ -54,6 +55,8 @@ def read_rows(root: Path, names: str | list[str], key: str, layout: Layout | Non
     """
     rows: list[Located] = []
     for file in find_files(root, names, key):
+        if _ending(file) in _SHEETS:
+            raise UsageError(f"{key}: {file} is a spreadsheet, not text", "save the sheet as CSV in UTF-8")
         if not is_readable(file) and _ending(file) != _TEXT:
             raise _unreadable(file, key)
         content = content_of(file)

@@ -134,7 +134,14 @@ def test_a_missing_file_is_refused_with_the_key_that_names_it(tmp_path: Path, na
     assert "data.root" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["rows.xlsx", "rows.txt", "rows"])
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.XLS", "rows.ods"])
+def test_a_spreadsheet_is_refused_with_the_format_to_save_it_in(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UsageError, match="is a spreadsheet, not text; save the sheet as CSV in UTF-8"):
+        read_rows(tmp_path, name, "data.train")
+
+
+@pytest.mark.parametrize("name", ["rows.docx", "rows.txt", "rows"])
 def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match="has an unsupported format") as caught:

@@ -26,7 +26,7 @@ from lora_ft.data.lengths import Lengths, measure_lengths
 from lora_ft.data.readers import Row, is_readable, read_rows
 from lora_ft.data.splits import load_splits
 from lora_ft.models.bases import OFFLINE, find_base, is_offline_cached, load_tokenizer
-from lora_ft.tasks.files import load_task, read_task, recipe_file, recipes
+from lora_ft.tasks.files import copy_schemas, load_task, read_task, recipe_file, recipes
 from lora_ft.tasks.plain_yaml import parse_yaml, plain_text, quoted
 from lora_ft.tasks.schema import SPLITS
 
@@ -111,6 +111,8 @@ def init(
     text = "".join(blocks.values())
     progress.stage("checking the task")
     file.parent.mkdir(parents=True, exist_ok=True)  # a path of rows with `..` leads through it
+    if recipe is not None:
+        copy_schemas(_recipe(recipe), file.parent)
     write_text(file, _EDITORS + (_with_sessions(text, file) if result.kind == GROUP_CHAT else _checked(text, file)))
     return result
 
@@ -364,7 +366,8 @@ def _after_recipe(recipe: str, blocks: dict[str, str]) -> dict[str, str]:
     if "labels" in settings:
         settings["labels"] = "labels: auto # the distinct targets of the training rows\n"
     settings.pop("card", None)
-    return settings | {name: blocks[name] for name in _GUESSED}
+    codec = {} if "codec" in settings or not blocks.get("codec") else {"codec": blocks["codec"]}
+    return settings | codec | {name: blocks[name] for name in _GUESSED}
 
 
 def _scalar(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +35,16 @@ def recipes() -> list[str]:
 def recipe_file(name: str) -> Path:
     """Return the task file of a shipped recipe."""
     return _recipe_folder() / f"{name}.yaml"
+
+
+def copy_schemas(recipe: Path, folder: Path) -> None:
+    """Copy the JSON schemas that a recipe names to a folder, under the same names. Existing files stay."""
+    content = read_yaml(recipe).value
+    for section in ("generate", "evaluate"):
+        name = content.get(section, {}).get("json_schema")
+        if isinstance(name, str) and name != FHIR_R4 and not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(recipe.parent / name, folder / name)
 
 
 @raised_as(TaskError)

@@ -290,6 +290,20 @@ def test_settings_of_a_recipe_are_used_with_other_rows(tmp_path: Path) -> None:
     assert task.data.hub is None and len(load_splits(task).train) == 48
 
 
+def test_rows_with_newlines_have_a_codec_with_a_recipe_too(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows_like({"question": "why {i}\n?", "answer": "low\n{i}"}))
+    assert load_task("qa").codec == "none"
+    assert load_task(init(tmp_path / "mine.yaml", data=data, recipe="qa").file).codec == "text"
+
+
+def test_schema_of_a_recipe_is_copied_for_other_rows(tmp_path: Path) -> None:
+    shape = {"note": "pulse {i}", "resource": '{"resourceType": "Patient", "id": "i"}'}
+    data = write_rows(tmp_path / "rows.jsonl", rows_like(shape) + rows_like(shape | {"resource": "{}"}))
+    file = init(tmp_path / "new" / "mine.yaml", data=data, recipe="clinical-fhir", target="resource").file
+    task, recipe = load_task(file), load_task("clinical-fhir")
+    assert (task.codec, task.generate.json_schema) == ("json", recipe.generate.json_schema)
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipe_is_copied_with_its_rows(name: str, tmp_path: Path) -> None:
     file = copy_recipe(name, tmp_path / "new" / "mine.yaml").file

@@ -100,10 +100,7 @@ FOREIGN: dict[str, list[dict[str, Any]]] = {
         {"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "block"},
         {"target_modules": ["q", "v"], "exclude_modules": ".*decoder.*"},
     ],
-    "layer 0 first": [
-        {"target_modules": ["q"], "layers_to_transform": 0, "layers_pattern": "block"},
-        {"target_modules": ["q", "v"]},
-    ],
+    "layer 0 first": [{"target_modules": ["q"], "layers_to_transform": 0}, {"target_modules": ["q", "v"]}],
     "ranks by layer": [{"target_modules": ["q", "v"], "rank_pattern": {"q": 7}}, {"target_modules": ["q"]}],
 }
 

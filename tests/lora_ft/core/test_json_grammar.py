@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lora_ft.core.codecs import codec_named
 from lora_ft.core.constraint import Constraint
 from lora_ft.core.errors import UsageError
-from lora_ft.core.json_grammar import JsonGrammar
+from lora_ft.core.json_grammar import MAX_PROPERTIES, JsonGrammar
 from tests.lora_ft.core.answers import NONE, accepts, random_answer, tokenizer_of
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -203,3 +203,18 @@ def test_limits_beyond_the_library_are_refused() -> None:
     schema = {"type": "array", "items": {"type": "string", "minLength": 10**6}, "minItems": 1}
     with pytest.raises(UsageError, match="cannot be constrained"):
         accepts(schema, "json", [])
+
+
+def with_properties(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(count)}}
+
+
+@pytest.mark.parametrize("codec", ["none", "json"])
+def test_a_large_schema_is_a_constraint_and_a_larger_one_is_refused(codec: str) -> None:
+    """llguidance ended the process at 3,000 properties."""
+    tokenizer = tokenizer_of(codec)
+    assert Constraint(with_properties(MAX_PROPERTIES), tokenizer)
+    half = with_properties(MAX_PROPERTIES // 2)
+    for schema in (with_properties(MAX_PROPERTIES + 1), {"anyOf": [half, {"type": "array", "items": half}, half]}):
+        with pytest.raises(UsageError, match="exceeds 1,000 properties in all"):
+            Constraint(schema, tokenizer)

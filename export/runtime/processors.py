@@ -150,13 +150,17 @@ def no_repeat_ngram(size: int) -> Processor:
 
 
 def no_bad_words(sequences: list[tuple[int, ...]]) -> Processor:
-    """Return a processor that forbids these sequences of tokens."""
+    """Return a processor that forbids these sequences of tokens, those of one length at once: lists have thousands."""
+    lengths = sorted({len(sequence) for sequence in sequences})
+    groups = [np.array([sequence for sequence in sequences if len(sequence) == length]) for length in lengths]
 
     def process(tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        for *prefix, last in sequences:
-            if len(prefix) <= tokens.shape[1]:
-                begins = (tokens[:, tokens.shape[1] - len(prefix) :] == prefix).all(axis=1)
-                logits[begins, last] = _NEVER
+        for group in groups:
+            prefixes, lasts = group[:, :-1], group[:, -1]
+            begin = tokens.shape[1] - prefixes.shape[1]
+            if begin >= 0:
+                rows, places = (tokens[:, None, begin:] == prefixes).all(axis=2).nonzero()
+                logits[rows, lasts[places]] = _NEVER
         return logits
 
     return process

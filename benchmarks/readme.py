@@ -245,14 +245,9 @@ def running_batch(results: dict[str, Any]) -> str:
     )
 
 
-def decoding(results: dict[str, Any]) -> str:
-    """Return the table of `benchmarks.studies.decoding`, and what it was measured on."""
-    return f"{decoding_tables(results)}\n\n{results['precision']}; {_machine(results['environment'])}."
-
-
 def _with_machine(tables: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
     """Return a function that also says where the tables of a study were measured."""
-    return lambda results: f"{tables(results)} {_machine(results['environment'])}."
+    return lambda results: f"{tables(results)} {_machines(results)}."
 
 
 def shapes(results: dict[str, Any]) -> str:
@@ -270,6 +265,11 @@ def kernel(results: dict[str, Any]) -> str:
         f"{kernel_tables(results)}\n\nFLAN-T5-small, {results['source']} tokens in, {results['new']} out; medians of "
         f"{results['rounds']} rounds in turns; {_machine(results['environment'])}."
     )
+
+
+def _machines(results: dict[str, Any]) -> str:
+    measured = [results] if "environment" in results else results["tasks"].values()
+    return ", ".join(dict.fromkeys(_machine(each["environment"]) for each in measured))
 
 
 def _machine(environment: dict[str, str], device: str = "cpu") -> str:
@@ -310,7 +310,7 @@ TABLES = {
     "groups": groups,
     "bank": bank,
     "running_batch": running_batch,
-    "decoding": decoding,
+    "decoding": _with_machine(decoding_tables),
     "search": _with_machine(search_tables),
     "defaults": _with_machine(defaults_tables),
     "shrinking": _with_machine(shrinking_tables),

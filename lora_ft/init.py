@@ -324,7 +324,7 @@ def _train(count: int, *, labels: bool) -> str:
     epochs, rate = (
         ("5", "2.0e-3 # with few rows, the best rate depends on the task: try 5e-4 to 4e-3")
         if count < _FEW_ROWS
-        else ("3", "1.0e-3")
+        else ("3", "3.0e-3 # labels are learned best at large rates" if labels else "1.0e-3")
     )
     lines = ["train:", f"  num_train_epochs: {epochs}", f"  learning_rate: {rate}", "  per_device_train_batch_size: 8"]
     if labels:

@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
+from benchmarks.task_results import write_tasks
 from lora_ft.compare import compare
-from lora_ft.core.files import write_json
 from lora_ft.core.plain import plain, plain_fields
 from lora_ft.core.progress import Progress
-from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
 from lora_ft.export_onnx import export_onnx
 from lora_ft.reports.markdown import interval, table
@@ -45,7 +44,7 @@ def measure(run: Run, out: Path, progress: Progress, *, limit: int | None = None
         limit: Maximum number of rows.
     """
     bundle = out / run.folder.name
-    export_onnx(run, bundle, precision=_PRECISION, progress=progress)
+    export_onnx(run, bundle, precision=_PRECISION, force=True, progress=progress)  # all ways take the same bundle
     answers, evaluations = [], []
     for number, generate in enumerate(WAYS.values()):
         answers.append(out / f"{run.folder.name}-{number}.jsonl")
@@ -60,11 +59,11 @@ def measure(run: Run, out: Path, progress: Progress, *, limit: int | None = None
             "difference": plain_fields(difference) if difference else None,
             "tokens": evaluation.model.mean_tokens,
         }
-    return {"metric": comparison.by, "rows": len(comparison.prompts), "ways": ways}
+    return {"metric": comparison.by, "rows": len(comparison.prompts), "precision": _PRECISION, "ways": ways}
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Return the table of the documentation."""
+    """Return the table of the documentation, and the precision of the bundles."""
     lines = []
     for name, figures in results["tasks"].items():
         for number, (way, figure) in enumerate(figures["ways"].items()):
@@ -78,7 +77,8 @@ def tables(results: dict[str, Any]) -> str:
                 )
             )
     columns = ["task", "decoding", "score", "difference from greedy, paired", "tokens"]
-    return table(columns, lines)
+    precisions = ", ".join(dict.fromkeys(figures["precision"] for figures in results["tasks"].values()))
+    return f"{table(columns, lines)}\n\nBundles in {precisions};"
 
 
 def _main(
@@ -92,9 +92,7 @@ def _main(
         tasks = {}
         for run in map(Run, runs):
             tasks[run.task.name] = measure(run, out, screen, limit=limit)
-    results = {"version": VERSION, "environment": environment(), "precision": _PRECISION, "tasks": tasks}
-    write_json(json_file, results)
-    print(tables(results))
+    print(tables(write_tasks(json_file, VERSION, tasks)))
 
 
 if __name__ == "__main__":

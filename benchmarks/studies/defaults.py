@@ -3,9 +3,9 @@
     python -m benchmarks.studies.defaults DATA_FOLDER [--rows 200] [--seeds 3] [--only jfleg] [--set KEY=VALUE]
         [--out FOLDER] [--json FILE]
 
-DATA_FOLDER holds a folder for each task file of `TASKS`. Every seed draws training rows of its own, and trains the
-recipe (the task with the overrides) and its variants on them, in adapter groups. A variant's score is that of its best
-step. Test rows are not read. Tasks that have figures in the JSON file are not trained again.
+DATA_FOLDER holds a folder for each task file of `TASKS`; recipes have rows of their own. Every seed draws its training
+rows, and trains the recipe (the task with the overrides) and its variants on them, in adapter groups. A variant's score
+is that of its best step. Test rows are not read. Tasks that have figures in the JSON file are not trained again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ from lora_ft.train_many import train_many
 VERSION = 1
 TASK_FILES = Path(__file__).parents[1] / "tasks"
 RESULTS = Path(__file__).parents[1] / "results" / "defaults.json"
-TASKS = {"jfleg": "jfleg_grammar", "banking77": "banking77"}  # folder of the rows by task file
+# Folder of the rows by task file; None for a recipe.
+TASKS: dict[str, str | None] = {
+    "jfleg": "jfleg_grammar",
+    "e2e": "e2e_nlg",
+    "banking77": "banking77",
+    "text-classification": None,
+}
 RECIPE = "the recipe"
 VARIANTS: dict[str, dict[str, Any]] = {
     RECIPE: {},
@@ -72,14 +78,16 @@ class Design:
         Raises:
             UsageError: The task has fewer rows.
         """
-        folder = self.data / TASKS[name]
-        lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        folder = TASKS[name]
+        file = name if folder is None else self.files / f"{name}.yaml"
+        source = ["base=offline"] if folder is None else [f"data.root={self.data / folder}"]
+        rows = Path(str(load_task(file, source).data.root)) / "train.jsonl"
+        lines = rows.read_text(encoding="utf-8").splitlines()
         if len(lines) < self.rows:
-            raise UsageError(f"{folder} has {len(lines)} training rows, fewer than {self.rows}", "pass fewer --rows")
+            raise UsageError(f"{rows} has {len(lines)} training rows, fewer than {self.rows}", "pass fewer --rows")
         drawn = out / f"{name}-{seed}.jsonl"
         write_text(drawn, "\n".join(random.Random(seed).sample(lines, self.rows)) + "\n")
-        settings = [f"data.root={folder}", f"data.train={drawn.absolute()}", *self.overrides, f"train.seed={seed}"]
-        task = load_task(self.files / f"{name}.yaml", settings)
+        task = load_task(file, [*source, f"data.train={drawn.absolute()}", *self.overrides, f"train.seed={seed}"])
         if task.labels != AUTO:
             return task
         labels = sorted({json.loads(line)[task.data.target] for line in lines})  # few rows may lack some

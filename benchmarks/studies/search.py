@@ -18,12 +18,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command import run_command
+from benchmarks.task_results import write_tasks
 from lora_ft.compare import compare
 from lora_ft.core.errors import LoraFtError
-from lora_ft.core.files import write_json
 from lora_ft.core.plain import plain, plain_fields
 from lora_ft.core.progress import Progress
-from lora_ft.doctor import environment
 from lora_ft.evaluate import evaluate
 from lora_ft.reports.markdown import interval, table
 from lora_ft.reports.screen import Screen
@@ -35,12 +34,12 @@ from lora_ft.tasks.schema import Task
 from lora_ft.tasks.search import with_settings
 from lora_ft.train_many import train_many
 
+VERSION = 1
 TASK = Path(__file__).parents[1] / "tasks" / "jfleg.yaml"
 RESULTS = Path(__file__).parents[1] / "results" / "search.json"
 SPACE: dict[str, list[Any]] = {
     "lora.r": [4, 8, 16],
-    "lora.target_modules": [["q", "v"], "all-linear"],
-    "train.learning_rate": [3e-4, 1e-3, 3e-3, 1e-2],
+    "train.learning_rate": [2e-4, 4e-4, 7e-4, 1.2e-3, 2e-3, 3.5e-3, 6e-3, 1e-2],
 }
 
 
@@ -90,8 +89,6 @@ def measure(task: Task, space: dict[str, list[Any]], out: Path, progress: Progre
         for (name, run), contender in zip(runs.items(), (first, second), strict=True)
     }
     return {
-        "environment": environment(),
-        "task": task.name,
         "rows": dict(searched.run.metrics["rows"]) | {"test": len(comparison.prompts)},
         "space": space,
         "steps": best.metrics["steps"],
@@ -124,38 +121,55 @@ def _entry(run: Run, space: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Return the table of grid and search, and a sentence about the difference of their winners."""
-    grid, rows = results["grid"], results["rows"]
-    lines = [
-        (
-            name,
-            f"{side['samples']:,} ({side['samples'] / grid['samples']:.2f})",
-            f"{side['seconds'] / 60:.1f} ({side['seconds'] / grid['seconds']:.2f})",
-            f"{side['cpu_seconds'] / 60:.1f} ({side['cpu_seconds'] / grid['cpu_seconds']:.2f})",
-            "; ".join(_value(key, value) for key, value in side["settings"].items()),
-            f"{side['trainable_parameters']:,}",
-            interval(side["test"]),
-        )
-        for name, side in (("grid", grid), ("search", results["search"]))
-    ]
-    columns = ["", "trained samples", "minutes", "CPU minutes", "winner", "parameters", results["test_metric"]]
-    difference = results["difference"]
-    return "\n".join(
-        [
-            table(columns, lines),
-            "",
-            f"{results['task']}: {rows['train']:,} training rows, {results['steps']} steps, {rows['validation']} "
-            f"validation and {rows['test']} test rows; {len(grid['runs'])} combinations. In parentheses: share of the "
-            f"grid. The search's winner has rank {results['rank_in_grid']} of the grid by validation "
-            f"{results['metric']}; its test score differs by {interval(difference['estimate'], sign='+')} (paired, "
-            f"p {difference['p']:.2g}).",
-        ]
+    """Return the table of grid and search of every task, and a sentence about the difference of their winners."""
+    lines, sentences = [], []
+    for name, figures in results["tasks"].items():
+        grid = figures["grid"]
+        for way in ("grid", "search"):
+            side = figures[way]
+            lines.append(
+                (
+                    name if way == "grid" else "",
+                    way,
+                    f"{side['samples']:,} ({side['samples'] / grid['samples']:.2f})",
+                    f"{side['seconds'] / 60:.1f} ({side['seconds'] / grid['seconds']:.2f})",
+                    f"{side['cpu_seconds'] / 60:.1f} ({side['cpu_seconds'] / grid['cpu_seconds']:.2f})",
+                    "; ".join(_value(key, value) for key, value in side["settings"].items()),
+                    f"{side['trainable_parameters']:,}",
+                    f"{figures['test_metric']} {interval(side['test'])}",
+                )
+            )
+        sentences.append(_difference(name, figures))
+    columns = ["task", "", "trained samples", "minutes", "CPU minutes", "winner", "parameters", "test score"]
+    return "\n".join([table(columns, lines), "", "In parentheses: share of the grid.", *sentences])
+
+
+def _difference(name: str, figures: dict[str, Any]) -> str:
+    rows, difference = figures["rows"], figures["difference"]
+    return (
+        f"{name}: {rows['train']:,} training rows, {figures['steps']} steps, {rows['validation']} validation and "
+        f"{rows['test']:,} test rows; {len(figures['grid']['runs'])} combinations. The search's winner has rank "
+        f"{figures['rank_in_grid']} of the grid by validation {figures['metric']}; its test score differs by "
+        f"{interval(difference['estimate'], sign='+')} (paired, p {difference['p']:.2g}). Best {figures['metric']} of "
+        f"the grid by {'; by '.join(_best_by(figures, key) for key in figures['space'])}."
     )
 
 
+def _best_by(figures: dict[str, Any], key: str) -> str:
+    """Return a key with the best score of the grid for each of its values. The runs are sorted by score."""
+    best: dict[str, float] = {}
+    for run in figures["grid"]["runs"]:
+        best.setdefault(_shown(run["settings"][key]), run["best_metric"])
+    values = (_shown(value) for value in figures["space"][key])
+    return f"{key.partition('.')[2]}: {', '.join(f'{value} {best[value]:.3g}' for value in values)}"
+
+
 def _value(key: str, value: Any) -> str:
-    shown = ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{key.partition('.')[2]} {shown}"
+    return f"{key.partition('.')[2]} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _main(
@@ -166,10 +180,10 @@ def _main(
     set_: Annotated[list[str], typer.Option("--set", help="Override a key of the task for all trials.")] = [],  # noqa: B006
 ) -> None:
     """Measure both, and print the table."""
+    loaded = load_task(task, [f"data.root={data}", *set_])
     with Screen() as screen:
-        figures = measure(load_task(task, [f"data.root={data}", *set_]), SPACE, out, screen)
-    write_json(json_file, figures)
-    print(tables(figures))
+        figures = measure(loaded, SPACE, out, screen)
+    print(tables(write_tasks(json_file, VERSION, {loaded.name: figures})))
 
 
 if __name__ == "__main__":

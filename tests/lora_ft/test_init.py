@@ -129,6 +129,14 @@ def test_few_distinct_targets_are_labels() -> None:
     assert "3 distinct values in 60 rows" in " ".join(guess.reasons)
 
 
+@pytest.mark.parametrize(("count", "rate"), [(60, 2e-3), (1_500, 3e-3)])
+def test_many_rows_with_labels_are_learned_at_a_larger_rate(tmp_path: Path, count: int, rate: float) -> None:
+    shape = {"text": "Message {i}", "label": "one"}
+    rows = [row | {"label": ("one", "two", "three")[i % 3]} for i, row in enumerate(rows_like(shape, count))]
+    written = init(tmp_path / "labels.yaml", data=write_rows(tmp_path / "rows.jsonl", rows))
+    assert load_task(written.file).train.learning_rate == rate
+
+
 def test_optional_input_of_instructions_may_be_empty() -> None:
     rows = [{"instruction": f"Do {i}", "input": "" if i % 2 else "this", "output": f"done {i}"} for i in range(20)]
     guess = guess_task(rows)

@@ -24,5 +24,6 @@ def test_search_is_compared_with_its_grid(tiny_base: Path, tmp_path: Path) -> No
     winner = grid["runs"][figures["rank_in_grid"] - 1]
     assert winner["settings"] == searched["settings"]
     assert winner["trainable_parameters"] == searched["trainable_parameters"]
-    shown = tables(figures)
-    assert "| search | " in shown and f"rank {figures['rank_in_grid']} of the grid by validation loss" in shown
+    shown = tables({"tasks": {"tiny": figures}})
+    assert "| tiny | grid | " in shown and "|  | search | " in shown
+    assert f"rank {figures['rank_in_grid']} of the grid by validation loss" in shown

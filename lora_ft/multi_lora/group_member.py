@@ -315,7 +315,7 @@ class MemberTrainer:
 
     def pause(self, tensors: AdapterState) -> None:
         """Write the state from which another group continues; `publish` comes next."""
-        self._write_state(tensors)
+        self._write_state(dataclasses.replace(tensors, unlogged=(self._loss, self._logged)))
         trainer = self.trainer
         trainer.control = trainer.callback_handler.on_train_end(trainer.args, self.state, trainer.control)
 
@@ -356,12 +356,10 @@ class MemberTrainer:
 
     def _mean_loss(self) -> float:
         """Return the mean loss of all steps, as transformers records it. Steps after the last log count too."""
-        total, before = self._loss, 0
-        for entry in self.state.log_history:
-            if "loss" in entry:
-                total += entry["loss"] * (entry["step"] - before)
-                before = entry["step"]
-        return total / max(self.state.global_step, 1)
+        logged = [entry for entry in self.state.log_history if "loss" in entry]
+        starts = [0, *(entry["step"] for entry in logged)]
+        total = sum(entry["loss"] * (entry["step"] - start) for entry, start in zip(logged, starts, strict=False))
+        return (total + self._loss) / max(self.state.global_step, 1)
 
     def row(self, seconds: float, note: str = "") -> AdapterStatus:
         """Return the status of the member; `seconds` is the duration of a step."""

@@ -23,12 +23,13 @@ from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
 from lora_ft.core.errors import LoraFtError, UsageError
-from lora_ft.core.files import write_text
+from lora_ft.core.files import read_json, write_json, write_text
 from lora_ft.runs.run import WEIGHTS
 from lora_ft.training.run_folder import RunFolder
 from lora_ft.training.trainer import Trainer
 
 _OPTIMIZER, _SCHEDULER, _RANDOM, _STATE = "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"
+_LOSS = "loss.json"
 _EMBEDDING_RATE = 1e-6  # peft's default for embeddings, a parameter group without weights here
 
 
@@ -48,11 +49,17 @@ class Pause:
 
 @dataclass(frozen=True)
 class AdapterState:
-    """Weights of one adapter and the two moments of the optimizer, by peft's names of the weights."""
+    """State of one adapter.
+
+    Attributes:
+        weights, means, squares: Weights and the two moments of the optimizer, by peft's names of the weights.
+        unlogged: At a pause, the sum of the losses since the last log, and the step of that log. Else None.
+    """
 
     weights: dict[str, Tensor]
     means: dict[str, Tensor]
     squares: dict[str, Tensor]
+    unlogged: tuple[float, int] | None = None
 
 
 def parameter_groups(trainer: Trainer, names: list[str], ratio: float | None) -> list[tuple[list[str], dict[str, Any]]]:
@@ -103,6 +110,8 @@ def write_resume_point(
     ]
     state.stateful_callbacks = {type(callback).__name__: callback.state() for callback in stateful}
     write_text(folder / _STATE, json.dumps(dataclasses.asdict(state), default=float, indent=2, sort_keys=True) + "\n")
+    if tensors.unlogged is not None:
+        write_json(folder / _LOSS, dict(zip(("loss", "logged"), tensors.unlogged, strict=True)))
     step = float(state.global_step)
     # Each weight has its own step tensor: a file records which tensors share memory, and AdamW counts in place.
     moments = {
@@ -151,6 +160,9 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
         if any(weights[name].shape != tensor[name].shape for name in names for tensor in (means, squares)):
             raise ValueError("the shapes of its moments and weights differ")
         generator: Tensor = numbers.get(device, numbers["cpu"])
+        unlogged = {"loss": 0.0, "logged": state.global_step}
+        if (folder / _LOSS).is_file():
+            unlogged |= read_json(folder / _LOSS)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
         raise LoraFtError(
             f"{folder} is damaged ({type(error).__name__}: {error})", "start over with --overwrite"
@@ -158,8 +170,7 @@ def read_resume_point(run: RunFolder, names: list[str], device: str) -> tuple[di
     entry = {
         "state": dataclasses.asdict(state) | {"stateful_callbacks": None},
         "random": generator.numpy().tobytes().hex(),
-        "loss": 0.0,
-        "logged": state.global_step,
+        **unlogged,
         "patience": _patience(state),
     }
     return entry, AdapterState(weights, means, squares)

@@ -57,7 +57,12 @@ def train_group(tmp_path: Path) -> Callable[..., dict[str, str]]:
 def test_members_leave_and_join_between_groups(
     make_task: MakeTask, tmp_path: Path, train_group: Callable[..., dict[str, str]]
 ) -> None:
-    settings: dict[str, Any] = {"max_steps": 12, "eval_every": 4, "metric_for_best_model": "loss"}
+    settings: dict[str, Any] = {
+        "max_steps": 12,
+        "eval_every": 4,
+        "logging_steps": 3,
+        "metric_for_best_model": "loss",
+    }
     first, second, third = different_tasks(make_task, 3, early_stopping_patience=9, **settings)
     assert train_group([first, second], set(), {"t0": Pause(4), "t1": Pause(5)}) == {"t0": "paused", "t1": "paused"}
     assert not is_run(tmp_path / "runs" / "t0")
@@ -70,7 +75,7 @@ def test_members_leave_and_join_between_groups(
         assert closeness(weights(run), weights(alone)) < 1e-5
         assert run.metrics["best_step"] == alone.metrics["best_step"] and run.metrics["steps"] == 12
         logs = [[json.loads(line) for line in (r.folder / "log.jsonl").read_text().splitlines()] for r in (run, alone)]
-        for key in ("learning_rate", "eval_loss"):
+        for key in ("learning_rate", "loss", "train_loss", "eval_loss"):
             mine, theirs = ([entry[key] for entry in log if key in entry] for log in logs)
             assert mine == pytest.approx(theirs, rel=1e-3)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lora_ft.core.errors import UsageError
+from lora_ft.core.normal_form import normal_form
 
 Short = bool | Mapping[str, "Short"]
 """True for 32-bit floats, False for other values, and for an object by key."""
@@ -128,12 +128,7 @@ def lookalike(row: Mapping[str, Any], name: str) -> str | None:
 
     macOS writes accents as separate characters, and blanks have several widths.
     """
-    return next((column for column in map(str, row) if _looks(column) == _looks(name)), None)
-
-
-def _looks(name: str) -> str:
-    """Return a name without differences of blanks and of Unicode's forms, which nobody sees."""
-    return " ".join(unicodedata.normalize("NFKC", name).split())
+    return next((column for column in map(str, row) if normal_form(column) == normal_form(name)), None)
 
 
 def _ends(path: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lora_ft.data.labels import normal_form
+from lora_ft.core.normal_form import normal_form
 from lora_ft.data.splits import Splits
 from lora_ft.tasks.schema import SPLITS, Task
 

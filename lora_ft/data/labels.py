@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_ft.core.errors import LoraFtError, UsageError
+from lora_ft.core.normal_form import normal_form
 from lora_ft.core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # bundles run generation without pydantic installed
@@ -58,8 +58,3 @@ def require_label(text: str, labels: Sequence[str], where: str) -> None:
     several = ", ".join(map(repr, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     remedy = f"did you mean {form(near[0])}?" if near else f"use one of {several}"
     raise LoraFtError(f"{where}: {form(text)} is not among the task's labels", remedy)
-
-
-def normal_form(text: str) -> str:
-    """Return a label without differences of blanks and encoding, which nobody sees."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())

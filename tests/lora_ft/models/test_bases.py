@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from transformers.utils import logging
 
 from lora_ft.core.errors import LoraFtError, UsageError
@@ -25,6 +25,7 @@ from lora_ft.models.bases import (
     load_tokenizer,
     quiet_transformers,
 )
+from tests.lora_ft.models.sentencepiece_files import train_sentencepiece
 from tests.tiny import save_tiny_t5
 
 
@@ -240,19 +241,7 @@ def test_truncated_tokenizer_file_is_refused(copy: Path) -> None:
 
 def test_sentencepiece_model_is_converted(copy: Path) -> None:
     texts = ["Hello there, the printer is broken.", "two spaces 12"]
-    corpus = copy / "corpus.txt"
-    corpus.write_text("\n".join(texts * 20))
-    SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(copy / "spiece"),
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
+    train_sentencepiece(copy, texts)
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
     (copy / "config.json").write_text(json.dumps({"vocab_size": 160}))

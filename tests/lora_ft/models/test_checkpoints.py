@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer
 
 from lora_ft.models.bases import load_model, load_tokenizer
 from lora_ft.models.checkpoints import save_checkpoint
+from tests.lora_ft.models.sentencepiece_files import train_sentencepiece
 from tests.tiny import save_tiny_t5
 
 T5 = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -24,19 +24,7 @@ def base(tmp_path: Path) -> Path:
 def save_sentencepiece(folder: Path, added: str) -> None:
     """Replace a tokenizer.json by the files of transformers' slow T5 tokenizer with an added token."""
     (folder / "tokenizer.json").unlink(missing_ok=True)
-    corpus = folder.with_name("corpus.txt")
-    corpus.write_text("\n".join(["Hello there, the printer is broken.", "two spaces 12"] * 20))
-    SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
+    train_sentencepiece(folder, ["Hello there, the printer is broken.", "two spaces 12"])
     rows = len((folder / "spiece.vocab").read_text().splitlines())
     (folder / "spiece.vocab").unlink()
     (folder / "added_tokens.json").write_text(json.dumps({added: rows}))
